@@ -1,0 +1,23 @@
+//! The QRVSA storage engine.
+//!
+//! The modules are the layers of the architecture picture in `docs/architecture.md`; imports run downwards only:
+//!
+//! ```text
+//!  fs        POSIX objects: inodes, directories, xattrs
+//!  object    file and volume contents: dirty data, holes, extents, read path
+//!  dataset   a named tree of keys and values, seen through the open and the syncing transaction group
+//!  txg       transaction groups, intent log, commit, recovery
+//!  tree      copy-on-write B+tree, one kind for all metadata
+//!  record    pointers, erasure coding, checksums, the batched record reader and writer
+//!  pool      labels, uberblocks, zones, block groups, allocation, scrub, rebuild
+//!  device    one trait: io_uring disk or file, simulated disk
+//! ```
+//!
+//! Front ends (FUSE, iSCSI, the management API) use this crate; it knows none of them.
+
+pub mod buf;
+pub mod device;
+pub mod env;
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};

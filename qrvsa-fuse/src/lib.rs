@@ -1,0 +1,1 @@
+//! The QRVSA FUSE front end.

@@ -1,0 +1,1 @@
+//! The QRVSA iSCSI target. Nothing is here yet: the crate holds the place that the architecture gives it.

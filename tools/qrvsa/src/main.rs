@@ -1,0 +1,2 @@
+//! qrvsa.
+fn main() {}

@@ -1,0 +1,2 @@
+//! qrvsad.
+fn main() {}
