@@ -19,5 +19,8 @@ pub mod buf;
 pub mod device;
 pub mod env;
 pub mod error;
+pub mod fs;
+pub mod record;
+pub mod tree;
 
 pub use error::{Error, ErrorKind, Result};

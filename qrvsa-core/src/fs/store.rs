@@ -1,0 +1,174 @@
+//! What the filesystem layer needs from the layers below it: items, object contents, transactions, durability.
+//!
+//! The engine implements [`Store`] for a dataset; tests implement it in memory.
+//!
+//! **Locks before transactions.** A transaction keeps the open transaction group from closing, and `begin` may wait for
+//! memory or space. So whoever holds a transaction never waits for a lock that somebody may hold while beginning one:
+//! take inode locks first, then `begin`, change, drop the transaction, release the locks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::tree::Key;
+
+/// The bytes of an item, at most [`VALUE_BYTES_MAX`].
+pub type Value = Arc<[u8]>;
+
+/// Largest value of an item.
+pub const VALUE_BYTES_MAX: usize = 6 * 1024;
+
+/// What a transaction will do to free space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Intent {
+    /// May need new space: fails with `NoSpace` when only the reserve is left.
+    Grow,
+    /// Gives space back or is needed to do so (unlink, truncate down, release): always admitted.
+    Shrink,
+}
+
+/// How an item change is kept in the intent log between two transaction groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Log {
+    /// Namespace change: logged, in order, before any later fsync of whatever object is acknowledged.
+    Always,
+    /// As `Always`, but for an inode whose contents may not be in the log yet: on replay, the fields that describe
+    /// contents (size, allocation, mtime by writes, inline flag) are kept as they are on disk. Uses the dataset's merge
+    /// function.
+    KeepContentFields,
+    /// Part of an object's contents: logged only by [`Store::sync_object`] of that object.
+    WithObject,
+}
+
+/// An object whose contents are addressed by byte offset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectRef {
+    /// Object number, the `object` of its keys.
+    pub id: u64,
+    /// Largest record of this object in bytes, a power of two from 4 KiB to 1 MiB. Fixed for the object's life.
+    pub record_size: u32,
+}
+
+/// Space as `statfs` shows it, in bytes a user can store (redundancy already taken off).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Usable size of the pool for this dataset.
+    pub total_bytes: u64,
+    /// Of that, free, including what only the reserve may use.
+    pub free_bytes: u64,
+    /// Of that, available to writers.
+    pub available_bytes: u64,
+}
+
+/// A dataset, as the filesystem layer sees it. All methods may be called from any thread.
+pub trait Store: Send + Sync + 'static {
+    /// Holds the open transaction group open until dropped. Everything done under one transaction becomes durable
+    /// together.
+    type Tx<'a>
+    where
+        Self: 'a;
+
+    /// Begins a transaction. May wait until dirty memory is written out.
+    ///
+    /// # Errors
+    /// `NoSpace`, `ReadOnly`, `Suspended`.
+    fn begin(&self, intent: Intent) -> Result<Self::Tx<'_>>;
+
+    /// The newest value of an item.
+    ///
+    /// # Errors
+    /// `Io` or `Corrupt` when the tree cannot be read.
+    fn get(&self, key: Key) -> Result<Option<Value>>;
+
+    /// At most `limit` items with `from <= key <= to`, ascending.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>>;
+
+    /// Sets an item. Kinds from [`RESERVED_KIND_MIN`] on belong to the object layer.
+    fn put(&self, tx: &Self::Tx<'_>, key: Key, value: Value, log: Log);
+
+    /// Removes an item, present or not.
+    fn delete(&self, tx: &Self::Tx<'_>, key: Key, log: Log);
+
+    /// A number never used before in this dataset, not even for an object deleted since. Above 1024.
+    fn new_object_id(&self) -> u64;
+
+    /// Fills `buf` from the object's contents at `offset`; what was never written reads as zeros. Knows no file size:
+    /// the caller clamps.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`.
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes into the object's contents. All-or-nothing against `NoSpace`. Data lands in dirty memory.
+    ///
+    /// Blocks (4 KiB) that are written in part keep their other bytes. The caller must have zeroed (with
+    /// [`Store::punch`]) whatever a previous, larger file size left behind; see `fs` on truncation.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io` (reading the rest of a partly written block), `Suspended`.
+    fn write(&self, tx: &Self::Tx<'_>, object: ObjectRef, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Makes a byte range read as zeros; whole blocks in it become holes and their space comes back. Bytes at the edges
+    /// (parts of blocks) are zeroed in place when they hold data. `end` may be `u64::MAX` for "to the end".
+    ///
+    /// # Errors
+    /// `Io` (reading a partly zeroed block), `NoSpace` (zeroing part of a block).
+    fn punch(&self, tx: &Self::Tx<'_>, object: ObjectRef, range: Range<u64>) -> Result<()>;
+
+    /// The first byte at or after `offset` that lies in a block with data, or `None`.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>>;
+
+    /// The first byte at or after `offset` that lies in a hole (knows no file size: the end of data is a hole).
+    ///
+    /// # Errors
+    /// `Io`.
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64>;
+
+    /// Bytes of data blocks the object has, before redundancy, including blocks only in memory. For `st_blocks` of sparse
+    /// files; exact after a commit, and at most too large by overwritten blocks before it.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn allocated_bytes(&self, object: ObjectRef) -> Result<u64>;
+
+    /// Deletes an object: every item whose key has this `object`, and its contents, in the background and over as many
+    /// transaction groups as needed. The caller has put an item [`KIND_ORPHAN`] (object 0, offset = id) in this or an
+    /// earlier transaction, which the store removes when done and picks up again after a crash.
+    fn reap(&self, object: ObjectRef);
+
+    /// fsync: returns when the object's contents, the items given (its inode and inline data as they are now; `None`
+    /// deletes), and every namespace change so far are durable.
+    ///
+    /// # Errors
+    /// `Io`, `Suspended`: nothing may be assumed durable.
+    fn sync_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<()>;
+
+    /// Makes everything so far durable (commits the transaction group).
+    ///
+    /// # Errors
+    /// As [`Store::sync_object`].
+    fn sync_all(&self) -> Result<()>;
+
+    /// Space.
+    fn usage(&self) -> Usage;
+
+    /// Wall time, nanoseconds since the epoch.
+    fn now_ns(&self) -> i64;
+
+    /// A random number fixed for the life of the dataset, to key name hashes.
+    fn hash_seed(&self) -> u64;
+
+    /// Whether the dataset is read-only.
+    fn read_only(&self) -> bool;
+}
+
+/// First kind that belongs to the object layer.
+pub const RESERVED_KIND_MIN: u8 = 200;
+/// Kind of the items that list deleted objects: key (0, KIND_ORPHAN, object id), value: record size as u32 LE.
+pub const KIND_ORPHAN: u8 = 199;

@@ -1,0 +1,3 @@
+//! Records: what one pointer names. Their addresses, their erasure code and their checksums.
+
+pub mod pointer;
