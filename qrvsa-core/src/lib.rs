@@ -16,11 +16,17 @@
 //! Front ends (FUSE, iSCSI, the management API) use this crate; it knows none of them.
 
 pub mod buf;
+pub mod bytes;
+pub mod dataset;
 pub mod device;
+pub mod engine;
 pub mod env;
 pub mod error;
 pub mod fs;
+pub mod object;
+pub mod pool;
 pub mod record;
 pub mod tree;
+pub mod txg;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,61 @@
-//! The QRVSA FUSE front end.
+//! The QRVSA FUSE front end: shows any [`qrvsa_core::fs::ops::Operations`] as a mounted filesystem.
+//!
+//! ```text
+//!  helper     what /sbin/mount.fuse.qrvsa was asked to do; remount
+//!  options    mount options and their -o syntax
+//!  session    mount, unmount, end of a session
+//!  target     the mount point: checks, stale mounts, mount(2), readahead
+//!  mountinfo  /proc/self/mountinfo
+//!  adapter    kernel requests -> Operations -> replies
+//!  caching    what the kernel may remember, and for how long
+//!  listing    directory listings into replies
+//!  convert    attributes, times and flags between the two
+//!  opens      opens the kernel has not released yet
+//!  report     panics and I/O errors of operations: caught, counted, logged
+//! ```
+//!
+//! # Kernel behaviours relied upon
+//!
+//! This daemon is the only writer of what it mounts, and each filesystem has one kernel mount (show it twice with a bind
+//! mount). So the kernel may cache without asking, and everything below follows from that.
+//!
+//! | behaviour | why it is right here |
+//! |---|---|
+//! | names are cached for an hour, also names that do not exist | every change of the namespace is made by this kernel, which updates its own entries |
+//! | attributes are cached for an hour; for a second while the inode changed less than a minute ago | the kernel drops cached attributes at write, truncate, fallocate, link, rename, setxattr, and the access time at each READ. Only `st_blocks` changes by itself, when new data is written out within the store's commit interval, well inside the minute |
+//! | `FOPEN_KEEP_CACHE` on every open, `FOPEN_CACHE_DIR` on directories | contents change through this mount only; the kernel drops a cached listing when a name in that directory changes (by `i_version`) |
+//! | `FOPEN_DIRECT_IO` with `FOPEN_PARALLEL_DIRECT_WRITES` on `O_DIRECT` opens only | without it the kernel holds the inode lock over each waiting direct write, so that four writers of one file take four times as long as one; the kernel keeps such writes and the page cache of other opens in step, and shared mappings work (`DIRECT_IO_ALLOW_MMAP`) |
+//! | `FOPEN_NOFLUSH` on read-only opens | there is nothing whose error a `close` could report; other opens keep FLUSH so that they report it |
+//! | no writeback cache | unsynced data sits in the store, whose bound on its age counts, never in the kernel; the exception are pages dirtied through a shared mapping, which the kernel writes out by its own timer |
+//! | offsets of writes are the kernel's, also with `O_APPEND` | under the inode lock the kernel's size is the size; it cannot tell the server `RWF_NOAPPEND`, so the flag of the open file alone would put such a write at the wrong place |
+//! | default permissions | the kernel checks modes, ACLs, sticky bits; operations get calls that are allowed |
+//! | `POSIX_ACL` with `DONT_MASK` | the umask arrives with the request and is applied by the filesystem unless a default ACL replaces it |
+//! | `HANDLE_KILLPRIV_V2` | without it every write is preceded by GETXATTR `security.capability`. The flag of WRITE arrives; those of OPEN, CREATE and SETATTR are not shown by the library, so the filesystem clears set-id bits at truncation and chown for any user but root; FALLOCATE and COPY_FILE_RANGE have no such flag, so the adapter does it for them |
+//! | attributes of regular files with set-id bits are not cached | the kernel does not expect WRITE to change the mode: with a cached one it would execute what somebody just wrote with the rights of the file's owner. Not cached, it asks at each execution, and drops answers older than the last write |
+//! | `O_DSYNC` of direct writes is done here | the kernel follows a buffered write with FSYNC by itself, but not a direct one |
+//! | `dirsync` and `sync` for names are done here | the kernel keeps the flags for FUSE and does nothing about names |
+//! | local locks | `flock`, POSIX and OFD locks are kept by the kernel: right for a mount used by one host, and interruptible |
+//! | opens are counted here too | RELEASE is lost when a connection is aborted or unmounted in time; what is left over is released at the end of the session |
+//! | unknown requests get ENOSYS once | the kernel then reports `O_TMPFILE` as EOPNOTSUPP, polls by default, and asks no more. For the same reason an operation's own ENOSYS is turned into EOPNOTSUPP: ENOSYS at FSYNC would switch fsync off for good |
+//! | `umount` returns before the daemon has made everything durable | the kernel tells a server nothing at unmount. [`Mount::unmount`] waits for it; after an `umount` from outside, [`Mount::wait`] or the exit callback tells |
+//!
+//! Not there, because the library has no such call: `O_TMPFILE`, `statx` birth times, idmapped mounts. `syncfs` and `sync`
+//! reach a server as nothing: the store bounds the age of unsynced data by itself.
+
+pub mod adapter;
+mod caching;
+mod convert;
+pub mod helper;
+mod listing;
+mod mountinfo;
+mod opens;
+pub mod options;
+mod report;
+pub mod session;
+mod target;
+
+pub use options::{Atime, MountOptions};
+pub use session::{Exit, Mount, Unmount, mount};
+
+/// The filesystem type as `/proc/mounts` shows it.
+pub const FS_TYPE: &str = "fuse.qrvsa";

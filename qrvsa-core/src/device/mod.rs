@@ -9,8 +9,22 @@
 //! of service, it never retries and trusts.
 
 pub mod batch;
+mod open;
+mod probe;
+mod request;
+mod signature;
+pub mod sim;
+pub mod size;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod uring;
 
 pub use batch::{IoBatch, Outcome};
+pub use open::{OpenOptions, open};
+pub use signature::contains_foreign_data;
+pub use spec::DeviceSpec;
+pub use uring::UringDevice;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -92,9 +106,17 @@ pub trait Device: Send + Sync {
 
     /// Starts the requests; each is answered exactly once through `completions` under its tag, from any thread, possibly
     /// before this returns. Requests are unordered among themselves.
+    ///
+    /// A device may only queue them on the calling thread and hand them over when that thread calls [`Device::kick`] or
+    /// [`Device::drive`], so that a batch over many devices costs one system call. Whoever calls `submit` must
+    /// therefore call one of the two afterwards, on the same thread; [`IoBatch`] does.
     fn submit(&self, requests: Vec<(u64, Request)>, completions: &Arc<batch::Completions>);
 
-    /// Lets the calling thread reap completions that only it can reap (a ring of its own), for at most `timeout`.
+    /// Hands over what `submit` only queued on the calling thread. Does not wait.
+    fn kick(&self) {}
+
+    /// Hands over what is queued, and lets the calling thread reap completions that only it can reap (a ring of its own), for at most `timeout`:
+    /// returns `true` as soon as some were reaped, or after `timeout`; a zero `timeout` reaps what is there.
     /// Returns at once with `false` when there is nothing for this thread to drive: the caller then waits passively.
     fn drive(&self, timeout: Duration) -> bool;
 

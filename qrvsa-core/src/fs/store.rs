@@ -36,7 +36,7 @@ pub enum Log {
     /// contents (size, allocation, mtime by writes, inline flag) are kept as they are on disk. Uses the dataset's merge
     /// function.
     KeepContentFields,
-    /// Part of an object's contents: logged only by [`Store::sync_object`] of that object.
+    /// Part of an object's contents: logged only by [`Store::log_object`] of that object.
     WithObject,
 }
 
@@ -49,6 +49,10 @@ pub struct ObjectRef {
     pub record_size: u32,
 }
 
+/// What [`Store::wait_durable`] waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SyncTicket(pub u64);
+
 /// Space as `statfs` shows it, in bytes a user can store (redundancy already taken off).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Usage {
@@ -58,6 +62,24 @@ pub struct Usage {
     pub free_bytes: u64,
     /// Of that, available to writers.
     pub available_bytes: u64,
+}
+
+/// Items, to be read: a dataset as it is now, or a committed state of one.
+pub trait ItemSource {
+    /// The value of an item.
+    ///
+    /// # Errors
+    /// `Io` or `Corrupt`.
+    fn get(&self, key: Key) -> Result<Option<Value>>;
+
+    /// At most `limit` items with `from <= key <= to`, ascending.
+    ///
+    /// # Errors
+    /// As [`ItemSource::get`].
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>>;
+
+    /// Seed of name hashes.
+    fn hash_seed(&self) -> u64;
 }
 
 /// A dataset, as the filesystem layer sees it. All methods may be called from any thread.
@@ -142,17 +164,24 @@ pub trait Store: Send + Sync + 'static {
     /// earlier transaction, which the store removes when done and picks up again after a crash.
     fn reap(&self, object: ObjectRef);
 
-    /// fsync: returns when the object's contents, the items given (its inode and inline data as they are now; `None`
-    /// deletes), and every namespace change so far are durable.
+    /// The first half of fsync: queues what makes the object's contents, the items given (its inode and inline data as they
+    /// are now; `None` deletes) and every namespace change so far durable. Called with the object's lock held shared, so
+    /// that items and contents belong together, and without a transaction.
     ///
     /// # Errors
     /// `Io`, `Suspended`: nothing may be assumed durable.
-    fn sync_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<()>;
+    fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket>;
+
+    /// The second half of fsync: returns when what the ticket stands for is durable. Called without locks.
+    ///
+    /// # Errors
+    /// As [`Store::log_object`].
+    fn wait_durable(&self, ticket: SyncTicket) -> Result<()>;
 
     /// Makes everything so far durable (commits the transaction group).
     ///
     /// # Errors
-    /// As [`Store::sync_object`].
+    /// As [`Store::log_object`].
     fn sync_all(&self) -> Result<()>;
 
     /// Space.

@@ -1,0 +1,284 @@
+//! The filesystem's [`Store`] on a dataset: transactions, items, contents, the intent log.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Dataset;
+use crate::error::Result;
+use crate::fs::store::{Intent, Log, ObjectRef, Store, SyncTicket, Usage, Value};
+use crate::object::{Items, LogOp};
+use crate::record::context::with_object;
+use crate::tree::Key;
+use crate::txg::entry;
+use crate::txg::gate::Hold;
+use crate::txg::log::ENTRY_BYTES_MAX;
+
+/// Above this an fsync commits the transaction group instead of logging: writing the data once, to its place, is cheaper
+/// than writing it to the log and again to its place.
+const LOGGED_BYTES_MAX: u64 = 512 << 10;
+/// Ticket that needs no waiting.
+const DURABLE: SyncTicket = SyncTicket(0);
+/// Ticket that asks for a commit.
+const COMMIT: SyncTicket = SyncTicket(u64::MAX);
+
+/// A transaction on a dataset.
+pub struct Transaction<'a> {
+    dataset: &'a Dataset,
+    hold: Hold<'a>,
+    changes: RefCell<Vec<u8>>,
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        let body = std::mem::take(&mut *self.changes.borrow_mut());
+        if !body.is_empty() {
+            let mut pending = self.dataset.pending.lock();
+            pending.bytes += body.len() + 64;
+            pending.entries.push((self.hold.txg(), body));
+        }
+        // the hold is released after this: the entry is there before the group can close
+    }
+}
+
+impl Dataset {
+    fn change(&self, tx: &Transaction<'_>, key: Key, value: Option<Value>, log: Log) {
+        self.host.account_item(64 + value.as_ref().map_or(0, |v| v.len()));
+        if log != Log::WithObject {
+            let keep = log == Log::KeepContentFields;
+            entry::encode_change(&mut tx.changes.borrow_mut(), key, value.as_deref(), keep);
+        }
+        let open = self.items.open();
+        match value {
+            Some(value) => open.put(key, value),
+            None => open.delete(key),
+        }
+    }
+
+    /// Begins a transaction without asking for admission (replay, internal work).
+    pub(crate) fn begin_unchecked(&self) -> Transaction<'_> {
+        Transaction { dataset: self, hold: self.host.gate().hold(), changes: RefCell::new(Vec::new()) }
+    }
+
+    /// Forgets namespace changes that a commit of `txg` made durable.
+    pub(crate) fn trim_pending(&self, txg: u64) {
+        let mut pending = self.pending.lock();
+        pending.entries.retain(|(t, _)| *t > txg);
+        pending.bytes = pending.entries.iter().map(|(_, b)| b.len() + 64).sum();
+    }
+
+    /// Queues everything that an fsync of the object has to make durable. `None`: it is too much for the log.
+    fn enqueue(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<Option<SyncTicket>> {
+        let _order = self.log_order.lock();
+        // holding the group open ties the entries to it: nothing they contain can be committed under an older number
+        let tx = self.begin_unchecked();
+        let txg = tx.hold.txg();
+        {
+            let pending = self.pending.lock();
+            let too_long = pending.entries.iter().any(|(_, b)| b.len() + 32 > ENTRY_BYTES_MAX);
+            let bytes = pending.bytes as u64 + self.objects.unlogged_bytes(object.id);
+            if bytes > LOGGED_BYTES_MAX || too_long {
+                return Ok(None);
+            }
+        }
+        let mut entries = Vec::new();
+        {
+            let mut pending = self.pending.lock();
+            pending.bytes = 0;
+            for (txg, body) in pending.entries.drain(..) {
+                entries.push(entry::items_entry(self.id, txg, &body));
+            }
+        }
+        let unlogged = self.objects.take_unlogged(object);
+        if unlogged.committing.is_some() {
+            // part of it is being committed without ever having been logged: that commit, and the rest with the next
+            return Ok(None);
+        }
+        for op in unlogged.ops {
+            match op {
+                LogOp::Write { txg, offset, data } => {
+                    let mut at = offset;
+                    for piece in data.chunks(256 << 10) {
+                        entries.push(entry::write_entry(self.id, txg, object, at, piece));
+                        at += piece.len() as u64;
+                    }
+                }
+                LogOp::Punch { txg, range } => {
+                    entries.push(entry::punch_entry(self.id, txg, object, range.start, range.end));
+                }
+            }
+        }
+        let mut body = Vec::new();
+        for (key, value) in items {
+            entry::encode_change(&mut body, *key, value.as_deref(), false);
+        }
+        if !body.is_empty() {
+            entries.push(entry::items_entry(self.id, txg, &body));
+        }
+        let ticket = self.host.log().append(entries)?;
+        Ok(Some(SyncTicket(ticket.number())))
+    }
+}
+
+impl Store for Dataset {
+    type Tx<'a> = Transaction<'a>;
+
+    fn begin(&self, intent: Intent) -> Result<Transaction<'_>> {
+        self.host.admit(intent)?;
+        Ok(self.begin_unchecked())
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Value>> {
+        self.items.get(key)
+    }
+
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
+        self.items.scan(from, to, limit)
+    }
+
+    fn put(&self, tx: &Transaction<'_>, key: Key, value: Value, log: Log) {
+        self.change(tx, key, Some(value), log);
+    }
+
+    fn delete(&self, tx: &Transaction<'_>, key: Key, log: Log) {
+        self.change(tx, key, None, log);
+    }
+
+    fn new_object_id(&self) -> u64 {
+        self.allocate_object()
+    }
+
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+        with_object(self.id, object.id, || self.objects.read(object, offset, buf))
+    }
+
+    fn write(&self, tx: &Transaction<'_>, object: ObjectRef, offset: u64, data: &[u8]) -> Result<()> {
+        with_object(self.id, object.id, || self.objects.write(tx.hold.txg(), object, offset, data))
+    }
+
+    fn punch(&self, tx: &Transaction<'_>, object: ObjectRef, range: Range<u64>) -> Result<()> {
+        with_object(self.id, object.id, || self.objects.punch(tx.hold.txg(), object, range))
+    }
+
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>> {
+        self.objects.next_data(object, offset)
+    }
+
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64> {
+        self.objects.next_hole(object, offset)
+    }
+
+    fn allocated_bytes(&self, object: ObjectRef) -> Result<u64> {
+        self.objects.allocated_bytes(object)
+    }
+
+    fn reap(&self, object: ObjectRef) {
+        let hold = self.host.gate().hold();
+        self.objects.reap(hold.txg(), object);
+    }
+
+    fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket> {
+        self.host.check_writable()?;
+        Ok(self.enqueue(object, items)?.unwrap_or(COMMIT))
+    }
+
+    fn wait_durable(&self, ticket: SyncTicket) -> Result<()> {
+        if ticket == DURABLE {
+            return Ok(());
+        }
+        if ticket != COMMIT {
+            match self.host.log().wait(crate::txg::log::Ticket::from_number(ticket.0)) {
+                Ok(()) => return Ok(()),
+                Err(e) if crate::txg::log::is_full(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.host.commit_now()
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        self.host.commit_now()
+    }
+
+    fn usage(&self) -> Usage {
+        self.host.usage()
+    }
+
+    fn now_ns(&self) -> i64 {
+        self.host.env().clock.wall_ns()
+    }
+
+    fn hash_seed(&self) -> u64 {
+        self.hash_seed
+    }
+
+    fn read_only(&self) -> bool {
+        self.host.read_only()
+    }
+}
+
+/// A dataset behind a shared pointer is a store too.
+impl Store for Arc<Dataset> {
+    type Tx<'a> = Transaction<'a>;
+
+    fn begin(&self, intent: Intent) -> Result<Transaction<'_>> {
+        (**self).begin(intent)
+    }
+    fn get(&self, key: Key) -> Result<Option<Value>> {
+        (**self).get(key)
+    }
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
+        (**self).scan(from, to, limit)
+    }
+    fn put(&self, tx: &Transaction<'_>, key: Key, value: Value, log: Log) {
+        (**self).put(tx, key, value, log);
+    }
+    fn delete(&self, tx: &Transaction<'_>, key: Key, log: Log) {
+        (**self).delete(tx, key, log);
+    }
+    fn new_object_id(&self) -> u64 {
+        (**self).new_object_id()
+    }
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read(object, offset, buf)
+    }
+    fn write(&self, tx: &Transaction<'_>, object: ObjectRef, offset: u64, data: &[u8]) -> Result<()> {
+        (**self).write(tx, object, offset, data)
+    }
+    fn punch(&self, tx: &Transaction<'_>, object: ObjectRef, range: Range<u64>) -> Result<()> {
+        (**self).punch(tx, object, range)
+    }
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>> {
+        (**self).next_data(object, offset)
+    }
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64> {
+        (**self).next_hole(object, offset)
+    }
+    fn allocated_bytes(&self, object: ObjectRef) -> Result<u64> {
+        (**self).allocated_bytes(object)
+    }
+    fn reap(&self, object: ObjectRef) {
+        (**self).reap(object);
+    }
+    fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket> {
+        (**self).log_object(object, items)
+    }
+    fn wait_durable(&self, ticket: SyncTicket) -> Result<()> {
+        (**self).wait_durable(ticket)
+    }
+    fn sync_all(&self) -> Result<()> {
+        (**self).sync_all()
+    }
+    fn usage(&self) -> Usage {
+        (**self).usage()
+    }
+    fn now_ns(&self) -> i64 {
+        (**self).now_ns()
+    }
+    fn hash_seed(&self) -> u64 {
+        (**self).hash_seed
+    }
+    fn read_only(&self) -> bool {
+        (**self).read_only()
+    }
+}

@@ -1,0 +1,433 @@
+//! Bringing a pool back: find its members, choose the newest uberblock whose root verifies, replay the intent log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::open::{Candidate, write_label};
+use super::pool::{Options, Parts, Pool};
+use crate::dataset::items::DatasetItems;
+use crate::dataset::{Dataset, Host};
+use crate::env::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
+use crate::object::{Items, Objects};
+use crate::pool::bitmap::Bitmap;
+use crate::pool::format::entries::{
+    CHUNK_ROWS, Class, DatasetEntry, DeviceEntry, GroupEntry, MemberState, bitmap_key, kind,
+};
+use crate::pool::format::uberblock::Uberblock;
+use crate::pool::group::Group;
+use crate::pool::member::Member;
+use crate::pool::space::{Geometry, NODE_ROWS, Space};
+use crate::record::pointer::Pointer;
+use crate::tree::{self, Key, Place, Root, Step, Visitor};
+use crate::txg::entry::{Action, Entry};
+
+/// Pools found on a set of devices: id, name, and how many members were seen.
+pub fn group_by_pool(candidates: Vec<Candidate>) -> BTreeMap<u128, Vec<Candidate>> {
+    let mut pools: BTreeMap<u128, Vec<Candidate>> = BTreeMap::new();
+    for c in candidates {
+        pools.entry(c.label.pool_id).or_default().push(c);
+    }
+    pools
+}
+
+/// Leaves one candidate per member, or says which are clones of each other.
+fn refuse_clones(candidates: Vec<Candidate>, warnings: &mut Vec<String>) -> Result<Vec<Candidate>> {
+    let mut by_member: BTreeMap<u128, Vec<Candidate>> = BTreeMap::new();
+    for c in candidates {
+        by_member.entry(c.label.device_id).or_default().push(c);
+    }
+    let mut kept = Vec::new();
+    for (_, mut same) in by_member {
+        same.sort_by_key(|c| std::cmp::Reverse(c.uberblocks.first().map(|u| (u.generation, u.txg))));
+        let newest = |c: &Candidate| c.uberblocks.first().map(|u| (u.generation, u.txg));
+        if same.len() > 1 && newest(&same[0]) == newest(&same[1]) {
+            fail!(
+                Exists,
+                "{} and {} are copies of the same member; take one of them away and import again",
+                same[0].path().display(),
+                same[1].path().display()
+            );
+        }
+        let mut rest = same.split_off(1);
+        for old in rest.drain(..) {
+            warnings.push(format!(
+                "{} is an older copy of {} and was not used",
+                old.path().display(),
+                same[0].path().display()
+            ));
+        }
+        kept.append(&mut same);
+    }
+    Ok(kept)
+}
+
+impl Pool {
+    /// Imports a pool from the candidates that carry its label.
+    ///
+    /// # Errors
+    /// `Degraded` when too few members are there, `Corrupt` when no root verifies, `Exists` for clones.
+    pub fn import(env: Environment, options: Options, candidates: Vec<Candidate>) -> Result<Arc<Pool>> {
+        let mut warnings = Vec::new();
+        let candidates = refuse_clones(candidates, &mut warnings)?;
+        let mut choices: Vec<Uberblock> =
+            candidates.iter().flat_map(|c| c.uberblocks.iter().take(3).cloned()).collect();
+        choices.sort_by_key(|u| std::cmp::Reverse((u.generation, u.txg)));
+        choices.dedup_by_key(|u| (u.generation, u.txg));
+        let Some(newest) = choices.first() else {
+            fail!(Corrupt, "no device of the pool has a valid uberblock");
+        };
+        let newest_txg = newest.txg;
+        let mut first_error = None;
+        for choice in choices.iter().take(3) {
+            match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
+                Ok(pool) => {
+                    if choice.txg != newest_txg {
+                        let text = format!(
+                            "the newest state (transaction group {newest_txg}) could not be read; the pool went back to {}",
+                            choice.txg
+                        );
+                        tracing::error!(pool = %pool.name, "{text}");
+                        warnings.push(text);
+                    }
+                    warnings.iter().for_each(|w| tracing::warn!(pool = %pool.name, "{w}"));
+                    pool.warnings.lock().append(&mut warnings);
+                    return Ok(pool);
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
+                    first_error.get_or_insert(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(first_error.expect("there was at least one choice"))
+    }
+
+    fn import_at(
+        env: &Environment,
+        options: &Options,
+        candidates: &[Candidate],
+        uber: &Uberblock,
+        warnings: &mut Vec<String>,
+    ) -> Result<Arc<Pool>> {
+        let label = &candidates[0].label;
+        let geometry = Geometry::new(u32::from(label.data), u32::from(label.parity))?;
+        let mut options = options.clone();
+        if !candidates.iter().all(|c| c.label.writable()) && !options.read_only {
+            options.read_only = true;
+            warnings.push("the pool uses features that this version can only read: it is read-only".to_owned());
+        }
+        // members: present ones from their labels, with the state the uberblock gives them
+        let mut members = Vec::new();
+        let mut missing = 0;
+        for (position, m) in uber.members.iter().enumerate() {
+            if usize::from(m.index) != position {
+                fail!(Corrupt, "the uberblock lists member {} at place {position}", m.index);
+            }
+            let candidate = candidates.iter().find(|c| c.label.device_id == m.device_id);
+            let mut entry = DeviceEntry {
+                index: m.index,
+                device_id: m.device_id,
+                state: m.state,
+                size_bytes: candidate.map_or(0, |c| c.label.size_bytes),
+                read_errors: 0,
+                write_errors: 0,
+                checksum_errors: 0,
+                repaired: 0,
+                path: String::new(),
+                message: String::new(),
+            };
+            let behind = candidate.is_some_and(|c| {
+                c.uberblocks.first().is_none_or(|u| u.txg + 1 < uber.txg || u.generation > uber.generation)
+            });
+            if m.state == MemberState::Removed {
+                members.push((entry, None));
+                continue;
+            }
+            match candidate {
+                Some(c) if m.in_service() && !behind => members.push((entry, Some(c.device.clone()))),
+                Some(c) => {
+                    missing += 1;
+                    if m.in_service() {
+                        entry.state = MemberState::Faulted;
+                        "it missed transaction groups; bring it back with 'pool online', it will be rebuilt"
+                            .clone_into(&mut entry.message);
+                    }
+                    entry.path = c.path().display().to_string();
+                    members.push((entry, None));
+                }
+                None => {
+                    missing += 1;
+                    if m.in_service() {
+                        entry.state = MemberState::Faulted;
+                        "not found at import".clone_into(&mut entry.message);
+                    }
+                    members.push((entry, None));
+                }
+            }
+        }
+        let listed = uber.members.iter().filter(|m| m.state != MemberState::Removed).count();
+        if missing > usize::from(geometry.parity) && listed.saturating_sub(missing) < geometry.columns() {
+            fail!(
+                Degraded,
+                "pool '{}': {missing} of {listed} devices are missing or out of date, {geometry} survives only {}; \
+                 connect more of them and import again",
+                label.pool_name,
+                geometry.parity
+            );
+        }
+        let zone_shift = label.zone_shift;
+        let zone_rows = 1u32 << (zone_shift - 12);
+        let own: Vec<Group> =
+            uber.system_groups.iter().chain(&uber.log_groups).map(|g| Group::from_entry(g, zone_rows)).collect();
+        // a first space with just the pool's own groups, enough to read the pool tree
+        let first_members: Vec<Arc<Member>> = members
+            .iter()
+            .map(|(entry, device)| {
+                let mut entry = entry.clone();
+                // the size of an absent member stands in the tree; until then any zone may exist
+                if entry.size_bytes == 0 {
+                    entry.size_bytes = label.size_bytes.max(1 << 50);
+                }
+                Arc::new(Member::new(&entry, device.clone()))
+            })
+            .collect();
+        let first = Arc::new(Space::new(geometry, zone_shift, first_members, own)?);
+        let (root, _) = Root::decode(&uber.root)?;
+        let reader = crate::dataset::nodes::Nodes::new(
+            Arc::new(crate::record::store::RecordStore::new(first.clone(), 16 << 20)),
+            Class::System,
+            16 << 20,
+        );
+        let mut groups: Vec<Group> = Vec::new();
+        let mut datasets: Vec<DatasetEntry> = Vec::new();
+        let mut damaged: Vec<((u64, u64), String)> = Vec::new();
+        let mut jobs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut cursor = tree::Cursor::new(&reader, &root, Key::MIN, Key::MAX);
+        while let Some((key, value)) = cursor.next()? {
+            match key.kind {
+                kind::DEVICE => {
+                    let stored = DeviceEntry::decode(&value)?;
+                    if let Some((entry, device)) = members.get_mut(usize::from(stored.index)) {
+                        entry.size_bytes = stored.size_bytes;
+                        entry.read_errors = stored.read_errors;
+                        entry.write_errors = stored.write_errors;
+                        entry.checksum_errors = stored.checksum_errors;
+                        entry.repaired = stored.repaired;
+                        if entry.path.is_empty() {
+                            entry.path = stored.path;
+                        }
+                        if entry.message.is_empty() && device.is_none() {
+                            entry.message = stored.message;
+                        }
+                    }
+                }
+                kind::DATASET => datasets.push(DatasetEntry::decode(&value)?),
+                kind::GROUP => {
+                    let entry = GroupEntry::decode(&mut crate::bytes::Reader::new(&value, "block group"))?;
+                    groups.push(Group::from_entry(&entry, zone_rows));
+                }
+                kind::DAMAGE => {
+                    damaged.push(((key.object, key.offset), String::from_utf8_lossy(&value).into_owned()));
+                }
+                kind::JOB => jobs.push((key.offset, value.to_vec())),
+                _ => {}
+            }
+        }
+        for g in uber.system_groups.iter().chain(&uber.log_groups) {
+            groups.push(Group::from_entry(g, zone_rows));
+        }
+        let final_members: Vec<Arc<Member>> =
+            members.iter().map(|(entry, device)| Arc::new(Member::new(entry, device.clone()))).collect();
+        let space = Arc::new(Space::new(geometry, zone_shift, final_members, groups)?);
+        install_system_rows(&space, &reader, &root)?;
+        let mut log_segments = Vec::new();
+        for g in &uber.log_groups {
+            log_segments.push(space.group(g.id)?);
+        }
+        let pool = Arc::new(Pool::assemble(Parts {
+            name: label.pool_name.clone(),
+            id: label.pool_id,
+            created_ns: label.created_ns,
+            env: env.clone(),
+            options,
+            space,
+            log_segments,
+            log_start: uber.log,
+            txg: uber.txg,
+            generation: uber.generation + 1,
+            root,
+        }));
+        pool.install_bitmap_loader();
+        pool.damaged.lock().extend(damaged);
+        pool.jobs.restore(jobs);
+        for entry in &datasets {
+            pool.attach_dataset(entry)?;
+        }
+        if !pool.options.read_only {
+            pool.become_writable(uber, candidates)?;
+        }
+        Ok(pool)
+    }
+
+    /// Makes the new generation durable, replays the log, and commits.
+    fn become_writable(self: &Arc<Self>, uber: &Uberblock, candidates: &[Candidate]) -> Result<()> {
+        {
+            // the import counter first: nothing is written before it is durable
+            let mut state = self.commit_state.lock();
+            let (txg, ()) = self.gate.close(|_| ());
+            self.write_uberblock(txg, state.generation, &self.root.load(), uber.log, false)?;
+            self.committed.store(txg, std::sync::atomic::Ordering::Release);
+            state.replaying = Some(uber.log);
+        }
+        let mut entries = 0u64;
+        self.replaying.store(true, std::sync::atomic::Ordering::Release);
+        let blocks = self.log.replay(|bytes| {
+            let entry = Entry::decode(bytes)?;
+            if entry.txg > uber.log.base_txg {
+                entries += 1;
+                self.replay_entry(entry)?;
+            }
+            if self.dirty_bytes() >= self.options.dirty_bytes_max() {
+                self.commit()?;
+            }
+            Ok(())
+        })?;
+        if blocks > 0 {
+            tracing::info!(pool = %self.name, blocks, entries, "intent log replayed");
+        }
+        for dataset in self.datasets() {
+            dataset.resume_orphans()?;
+        }
+        {
+            let mut state = self.commit_state.lock();
+            self.log.restart(state.generation);
+            state.previous_mark = self.log.mark(0).position;
+            state.replaying = None;
+        }
+        self.commit()?;
+        self.replaying.store(false, std::sync::atomic::Ordering::Release);
+        for c in candidates.iter().filter(|c| c.damaged_labels > 0) {
+            let in_service = self.space.members().iter().any(|m| m.device_id == c.label.device_id && m.in_service());
+            if in_service {
+                write_label(&c.device, &c.label)?;
+                self.warnings.lock().push(format!(
+                    "{} damaged label(s) of {} rewritten",
+                    c.damaged_labels,
+                    c.path().display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn replay_entry(&self, entry: Entry) -> Result<()> {
+        let Some(dataset) = self.datasets.read().get(&entry.dataset).cloned() else {
+            // a dataset destroyed since: its destruction is in the root
+            return Ok(());
+        };
+        let hold = self.gate.hold();
+        let txg = hold.txg();
+        match entry.action {
+            Action::Items(changes) => {
+                let open = dataset.items.open();
+                for change in changes {
+                    dataset.note_object(change.key.object);
+                    let Some(value) = change.value else {
+                        open.delete(change.key);
+                        self.account_item(64);
+                        continue;
+                    };
+                    let value = if change.keep_content_fields {
+                        let old = dataset.items.get(change.key)?;
+                        self.merge_content_fields(old.as_deref(), &value)
+                    } else {
+                        value
+                    };
+                    self.account_item(64 + value.len());
+                    open.put(change.key, Arc::from(value));
+                }
+            }
+            Action::Write { object, offset, data } => {
+                dataset.note_object(object.id);
+                dataset.objects.write(txg, object, offset, &data)?;
+            }
+            Action::Punch { object, start, end } => dataset.objects.punch(txg, object, start..end)?,
+        }
+        Ok(())
+    }
+
+    /// Bitmaps come from the committed pool tree.
+    pub(crate) fn install_bitmap_loader(self: &Arc<Self>) {
+        let pool = Arc::downgrade(self);
+        self.space.set_bitmap_loader(move |group| {
+            let Some(pool) = pool.upgrade() else { fail!(Suspended, "the pool is closed") };
+            let mut bitmap = Bitmap::new(group.zone_rows());
+            let root = pool.root.load_full();
+            for chunk in 0..group.chunks() {
+                if let Some(bytes) = tree::get(&*pool.system, &root, bitmap_key(group.id, chunk))?
+                    && !bitmap.load_chunk(chunk, CHUNK_ROWS, &bytes)
+                {
+                    fail!(Corrupt, "the bitmap of block group {} does not fit it", group.id);
+                }
+            }
+            if bitmap.count_ones() != group.used_rows() {
+                fail!(
+                    Corrupt,
+                    "block group {}: {} rows are marked, its entry says {}",
+                    group.id,
+                    bitmap.count_ones(),
+                    group.used_rows()
+                );
+            }
+            Ok(bitmap)
+        });
+    }
+
+    /// Puts a dataset in place.
+    pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
+        let (root, _) = Root::decode(&entry.root)?;
+        let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
+        let io = Arc::new(super::pool_io::PoolIo::new(self));
+        let objects = Objects::new(io, items.clone());
+        let host: Arc<dyn Host> = self.clone();
+        let dataset = Arc::new(Dataset::new(entry, items, objects, host));
+        *dataset.stored.lock() = Vec::new();
+        self.datasets.write().insert(entry.id, dataset.clone());
+        Ok(dataset)
+    }
+}
+
+/// Marks the rows of system groups that the pool tree's nodes take.
+fn install_system_rows(space: &Space, reader: &crate::dataset::nodes::Nodes, root: &Root) -> Result<()> {
+    struct Collect(Vec<Pointer>);
+    impl Visitor for Collect {
+        fn enter(&mut self, place: &Place<'_>) -> Result<Step> {
+            self.0.push(place.pointer.clone());
+            Ok(if place.level == 0 { Step::Over } else { Step::Into })
+        }
+    }
+    let mut all = Collect(Vec::new());
+    tree::walk(reader, root, Key::MIN, &mut all)?;
+    let mut maps: BTreeMap<u32, Bitmap> = BTreeMap::new();
+    for pointer in all.0 {
+        let map = maps.entry(pointer.group).or_insert_with(|| Bitmap::new(space.zone_rows()));
+        if !map.change_run(pointer.row, NODE_ROWS, true) {
+            fail!(Corrupt, "two nodes of the pool tree lie at row {} of block group {}", pointer.row, pointer.group);
+        }
+    }
+    for group in space.groups() {
+        match group.class {
+            Class::System => {
+                group.install_rows(maps.remove(&group.id).unwrap_or_else(|| Bitmap::new(space.zone_rows())))
+            }
+            Class::Log => group.install_rows(Bitmap::new(space.zone_rows())),
+            Class::Data | Class::Meta => {}
+        }
+    }
+    match maps.keys().next() {
+        Some(id) => Err(Error::new(ErrorKind::Corrupt, format!("the pool tree has nodes in block group {id}"))),
+        None => Ok(()),
+    }
+}

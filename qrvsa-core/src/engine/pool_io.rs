@@ -1,0 +1,84 @@
+//! Records as the object layer sees them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Pool;
+use crate::buf::BufSlice;
+use crate::error::Result;
+use crate::fs::store::Intent;
+use crate::object::{Pin, ReadRequest, RecordIo};
+use crate::pool::format::entries::Class;
+use crate::record::pointer::Pointer;
+use crate::record::store::RecordStore;
+
+/// Data records of a pool.
+pub struct PoolIo {
+    records: Arc<RecordStore>,
+    dirty: Arc<AtomicI64>,
+    wake: Arc<(Mutex<bool>, Condvar)>,
+    dirty_start: i64,
+    replaying: Arc<AtomicBool>,
+}
+
+impl PoolIo {
+    /// Over a pool.
+    pub fn new(pool: &Pool) -> PoolIo {
+        PoolIo {
+            records: pool.records.clone(),
+            dirty: pool.dirty.clone(),
+            wake: pool.wake.clone(),
+            replaying: pool.replaying.clone(),
+            dirty_start: i64::try_from(pool.options.dirty_bytes_start()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+impl RecordIo for PoolIo {
+    fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+        self.records.read(requests)
+    }
+
+    fn write(&self, txg: u64, records: &[BufSlice]) -> Result<Vec<Pointer>> {
+        self.records.write(txg, Class::Data, records)
+    }
+
+    fn free(&self, txg: u64, pointer: &Pointer) {
+        if let Err(e) = self.records.free(txg, pointer) {
+            // space is leaked, which check finds; no data is in danger
+            tracing::error!("a record could not be freed: {e}");
+        }
+    }
+
+    fn cost_blocks(&self, blocks: u32) -> u64 {
+        self.records.space.cost_blocks(blocks)
+    }
+
+    fn reserve(&self, blocks: u64, intent: Intent) -> Result<()> {
+        match intent {
+            Intent::Grow if !self.replaying.load(Ordering::Acquire) => self.records.space.reserve(blocks),
+            Intent::Grow | Intent::Shrink => {
+                self.records.space.reserve_forced(blocks);
+                Ok(())
+            }
+        }
+    }
+
+    fn release(&self, blocks: u64) {
+        self.records.space.release(blocks);
+    }
+
+    fn account_dirty(&self, delta_bytes: i64) {
+        let before = self.dirty.fetch_add(delta_bytes, Ordering::AcqRel);
+        if before < self.dirty_start && before + delta_bytes >= self.dirty_start {
+            *self.wake.0.lock() = true;
+            self.wake.1.notify_all();
+        }
+    }
+
+    fn pin(&self) -> Pin {
+        Pin::new(self.records.space.epoch.pin())
+    }
+}

@@ -1,0 +1,459 @@
+//! Rebuild: columns on a returned or a new device are computed from the others, zone by zone.
+//!
+//! Erasure coding works position by position, so a zone is rebuilt without knowing where records begin: under the guide
+//! of the row bitmap, in pieces, each under the group's exclusive I/O lock. Writes between the pieces go to the stale
+//! column too. A column counts again when all its pieces are done and flushed; checksums then prove it, by scrub.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Pool;
+use super::open::{Candidate, wipe, write_label};
+use super::status::{Job, JobKind, JobState};
+use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
+use crate::device::{Device, IoBatch, Outcome, Request};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
+use crate::pool::format::entries::{Class, ColumnEntry, DeviceEntry, MemberState, ZoneRef};
+use crate::pool::format::label::Label;
+use crate::pool::format::layout;
+use crate::pool::group::Group;
+use crate::pool::member::Member;
+use crate::record::erasure::Codec;
+use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+
+/// Rows rebuilt under one lock: 4 MiB of each column.
+const PIECE_ROWS: u32 = 1024;
+/// Longest run read and decoded at once, rows.
+const RUN_ROWS_MAX: u32 = 256;
+
+impl Pool {
+    /// The member that a path, index or id names.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find_member(&self, name: &str) -> Result<Arc<Member>> {
+        let members = self.space.members();
+        let canonical = std::fs::canonicalize(name).map(|p| p.display().to_string()).unwrap_or_default();
+        let alive = || members.iter().filter(|m| m.state() != MemberState::Removed);
+        let found = alive()
+            .find(|m| m.path() == name)
+            .or_else(|| alive().find(|m| !canonical.is_empty() && m.path() == canonical))
+            .or_else(|| alive().find(|m| format!("{:032x}", m.device_id) == name))
+            .or_else(|| alive().find(|m| m.index.to_string() == name));
+        match found {
+            Some(m) => Ok(m.clone()),
+            None => fail!(
+                NotFound,
+                "pool '{}' has no device '{name}'; it has {}",
+                self.name,
+                alive().map(|m| m.path()).collect::<Vec<_>>().join(", ")
+            ),
+        }
+    }
+
+    /// Whether the pool can do without this member right now.
+    fn can_lose(&self, index: u16) -> bool {
+        self.space.groups().iter().all(|g| {
+            let columns = g.columns.read();
+            let out = columns
+                .iter()
+                .filter(|c| {
+                    c.place.device == index
+                        || (c.stale && c.previous.is_none_or(|p| p.device == index))
+                        || !self.space.member(c.place.device).is_some_and(|m| m.in_service())
+                })
+                .count();
+            g.class == Class::Log || g.used_rows() == 0 || out <= usize::from(g.parity)
+        })
+    }
+
+    /// Takes a member out of service on request.
+    ///
+    /// # Errors
+    /// `Degraded` when data would become unreadable.
+    pub fn offline(&self, name: &str) -> Result<()> {
+        let member = self.find_member(name)?;
+        if !member.in_service() {
+            fail!(Invalid, "{} is not in service ({})", member.path(), member.message());
+        }
+        if !self.can_lose(member.index) {
+            fail!(
+                Degraded,
+                "without {} data of pool '{}' would be unreadable; bring other devices back first",
+                member.path(),
+                self.name
+            );
+        }
+        // what is in memory reaches it before it leaves
+        self.commit()?;
+        member.set_state(MemberState::Offline, "taken offline by the administrator");
+        self.commit()?;
+        member.set_device(None);
+        Ok(())
+    }
+
+    /// Brings a member back into service; all it holds is rebuilt before it counts.
+    ///
+    /// # Errors
+    /// `Invalid` when it is in service or the device is not this member.
+    pub fn online(&self, name: &str, candidate: Candidate) -> Result<()> {
+        let member = match self.find_member(name) {
+            Ok(m) => m,
+            Err(e) => {
+                let id = candidate.label.device_id;
+                self.space.members().into_iter().find(|m| m.device_id == id).ok_or(e)?
+            }
+        };
+        if member.in_service() {
+            fail!(Invalid, "{} is in service already", member.path());
+        }
+        if candidate.label.pool_id != self.id {
+            fail!(Invalid, "{} belongs to another pool ('{}')", candidate.path().display(), candidate.label.pool_name);
+        }
+        if candidate.label.device_id != member.device_id {
+            fail!(Invalid, "{} is another member of the pool than {}", candidate.path().display(), member.path());
+        }
+        if member.state() == MemberState::Removed {
+            fail!(Invalid, "{} was replaced; use 'pool replace' to bring it in as a new device", member.path());
+        }
+        if candidate.damaged_labels > 0 {
+            write_label(&candidate.device, &candidate.label)?;
+        }
+        self.mark_stale(member.index);
+        member.set_device(Some(candidate.device.clone()));
+        member.set_state(MemberState::Rebuilding, "back in service, being rebuilt");
+        self.commit()
+    }
+
+    /// Marks every column on a member as one to rebuild. No writer is in flight when a group's turn comes.
+    fn mark_stale(&self, index: u16) {
+        for group in self.space.groups() {
+            let _io = group.io.write();
+            let mut columns = group.columns.write();
+            for c in columns.iter_mut().filter(|c| c.place.device == index) {
+                c.stale = true;
+                group.changed.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Puts a new device in a member's place. The rebuild moves the contents.
+    ///
+    /// # Errors
+    /// `Invalid` for a device that is too small.
+    pub fn begin_replace(&self, old: &str, device: Arc<dyn Device>) -> Result<()> {
+        let old = self.find_member(old)?;
+        let path = device.info().path.display().to_string();
+        let size_bytes = device.info().size_bytes;
+        if size_bytes < layout::DEVICE_BYTES_MIN {
+            fail!(
+                Invalid,
+                "{path} is too small: at least {} MiB are needed",
+                layout::DEVICE_BYTES_MIN.div_ceil(1 << 20)
+            );
+        }
+        let needed = self.space.used_zones(old.index);
+        let have = u64::from(layout::zone_count(size_bytes, self.space.zone_shift));
+        if have < needed {
+            fail!(
+                Invalid,
+                "{path} is too small: {needed} zones of {} MiB are in use on {}, it has room for {have}",
+                (1u64 << self.space.zone_shift) >> 20,
+                old.path()
+            );
+        }
+        wipe(&device)?;
+        let index = u16::try_from(self.space.members().len())
+            .map_err(|_| Error::new(ErrorKind::Invalid, "the pool has had too many devices"))?;
+        let entry = DeviceEntry {
+            index,
+            device_id: self.env.random_u128(),
+            state: MemberState::Rebuilding,
+            size_bytes,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+            repaired: 0,
+            path,
+            message: format!("takes the place of {}", old.path()),
+        };
+        let label = Label {
+            pool_id: self.id,
+            device_id: entry.device_id,
+            index,
+            data: self.space.geometry.data,
+            parity: self.space.geometry.parity,
+            zone_shift: self.space.zone_shift,
+            size_bytes,
+            created_ns: self.created_ns,
+            incompatible: 0,
+            readonly_compatible: 0,
+            pool_name: self.name.clone(),
+        };
+        write_label(&device, &label)?;
+        self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
+        let old_serves = old.in_service();
+        if old_serves {
+            old.set_state(MemberState::Leaving, "being replaced");
+        }
+        for group in self.space.groups() {
+            let _io = group.io.write();
+            let mut columns = group.columns.write();
+            for c in columns.iter_mut().filter(|c| c.place.device == old.index) {
+                let zone = self.space.take_zone(index)?;
+                let previous = (old_serves && !c.stale).then_some(c.place);
+                *c = ColumnEntry { place: ZoneRef { device: index, zone }, stale: true, previous };
+                group.changed.store(true, Ordering::Release);
+            }
+        }
+        if !old_serves {
+            old.set_state(MemberState::Removed, "replaced");
+        }
+        self.commit()
+    }
+
+    /// Whether columns wait to be rebuilt on members that are in service.
+    pub fn needs_rebuild(&self) -> bool {
+        self.space.groups().iter().any(|g| !self.stale_columns(g).is_empty())
+            || self.space.members().iter().any(|m| m.state() == MemberState::Rebuilding && m.in_service())
+    }
+
+    fn stale_columns(&self, group: &Group) -> Vec<usize> {
+        let columns = group.columns.read();
+        (0..columns.len())
+            .filter(|i| {
+                columns[*i].stale && self.space.member(columns[*i].place.device).is_some_and(|m| m.in_service())
+            })
+            .collect()
+    }
+
+    /// Registers a rebuild. The caller runs [`Pool::run_rebuild`] if the bool says so.
+    pub fn begin_rebuild(&self) -> (Arc<Job>, bool) {
+        if let Some(job) = self.jobs.get(JobKind::Rebuild)
+            && job.state() == JobState::Running
+            && *job.rate_base.lock() != (0, 0)
+        {
+            return (job, false);
+        }
+        let job = self.jobs.begin(JobKind::Rebuild, self.env.clock.wall_ns());
+        *job.rate_base.lock() = (self.env.clock.monotonic_ns().max(1), 0);
+        self.store_job(&job);
+        (job, true)
+    }
+
+    /// Rebuilds until no stale column is left.
+    pub fn run_rebuild(&self, job: &Arc<Job>) {
+        let result = self.rebuild_all(job);
+        job.finished_ns.store(self.env.clock.wall_ns().max(0) as u64, Ordering::Relaxed);
+        match result {
+            Ok(true) => job.set_state(JobState::Finished, ""),
+            Ok(false) => {
+                job.set_state(JobState::Stopped, "ended before it was complete; it goes on at the next import")
+            }
+            Err(e) => job.set_state(JobState::Failed, e.to_string()),
+        }
+        self.store_job(job);
+        self.wake_committer();
+    }
+
+    fn rebuild_all(&self, job: &Arc<Job>) -> Result<bool> {
+        // rounds, since writes on a degraded pool make groups with stale columns, too
+        for _ in 0..100 {
+            let todo: Vec<Arc<Group>> =
+                self.space.groups().into_iter().filter(|g| !self.stale_columns(g).is_empty()).collect();
+            if todo.is_empty() {
+                break;
+            }
+            let bytes = |g: &Group| u64::from(g.used_rows()) * BLOCK_SIZE as u64;
+            let total = todo.iter().map(|g| bytes(g)).sum::<u64>() + job.done.load(Ordering::Relaxed);
+            job.total.store(total, Ordering::Relaxed);
+            for group in todo {
+                if job.request.load(Ordering::Acquire) != 0 {
+                    return Ok(false);
+                }
+                self.rebuild_group(job, &group)?;
+            }
+            // the columns count from this commit on
+            self.commit()?;
+            self.finish_members()?;
+        }
+        self.finish_members()?;
+        Ok(true)
+    }
+
+    /// Rebuilds the stale columns of one group that are in service.
+    fn rebuild_group(&self, job: &Job, group: &Arc<Group>) -> Result<()> {
+        let stale = self.stale_columns(group);
+        let mut row = 0;
+        while group.class != Class::Log && row < group.zone_rows() {
+            let end = (row + PIECE_ROWS).min(group.zone_rows());
+            let began = self.env.clock.monotonic_ns();
+            let mut bytes = 0;
+            {
+                let _io = group.io.write();
+                let runs = self.space.with_rows(group, |r| r.live.set_runs(row, end))?;
+                for run in runs {
+                    let mut start = run.start;
+                    while start < run.end {
+                        let count = (run.end - start).min(RUN_ROWS_MAX);
+                        self.rebuild_run(job, group, &stale, start, count)?;
+                        bytes += u64::from(count) * BLOCK_SIZE as u64;
+                        start += count;
+                    }
+                }
+            }
+            job.done.fetch_add(bytes, Ordering::Relaxed);
+            self.pace(began, bytes);
+            row = end;
+        }
+        let _io = group.io.write();
+        self.records.flush();
+        let mut columns = group.columns.write();
+        for i in stale {
+            let c = &mut columns[i];
+            if self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+                c.stale = false;
+                if let Some(previous) = c.previous.take() {
+                    self.space.return_zone(previous);
+                }
+            }
+        }
+        group.changed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively.
+    fn rebuild_run(&self, job: &Job, group: &Group, stale: &[usize], row: u32, count: u32) -> Result<()> {
+        let columns = group.columns.read().clone();
+        let len = count as usize * BLOCK_SIZE;
+        let width = usize::from(group.width);
+        // a column that is still readable at its old place is copied, the others are decoded
+        let mut have: Vec<Option<AlignedBuf>> = std::iter::repeat_with(|| None).take(columns.len()).collect();
+        let mut tried: BTreeSet<usize> = BTreeSet::new();
+        loop {
+            let copied = stale.iter().all(|i| have[*i].is_some());
+            let good = have.iter().filter(|h| h.is_some()).count();
+            if copied || good >= width {
+                break;
+            }
+            let mut order: Vec<usize> = stale.to_vec();
+            order.extend((0..columns.len()).filter(|i| !stale.contains(i)));
+            let mut batch = IoBatch::new();
+            let mut owners = Vec::new();
+            for i in order {
+                if tried.contains(&i) || have[i].is_some() {
+                    continue;
+                }
+                tried.insert(i);
+                let Some((member, device, offset)) = self.records.locate(&columns[i], row, false) else { continue };
+                batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                owners.push((i, member));
+                if good + owners.len() >= width {
+                    break;
+                }
+            }
+            if owners.is_empty() {
+                job.lost.fetch_add(1, Ordering::Relaxed);
+                fail!(
+                    Degraded,
+                    "rows {row}+{count} of block group {}: only {good} of the {width} columns needed can be read",
+                    group.id
+                );
+            }
+            for (outcome, (i, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
+                match outcome {
+                    Outcome::Done(mut bufs) => have[i] = bufs.pop(),
+                    Outcome::Failed(error) => {
+                        job.errors.fetch_add(1, Ordering::Relaxed);
+                        member.count(&member.read_errors);
+                        tracing::warn!(device = %member.path(), "rebuild: read failed: {error}");
+                    }
+                    Outcome::TimedOut => {
+                        job.errors.fetch_add(1, Ordering::Relaxed);
+                        member.count(&member.read_errors);
+                    }
+                }
+            }
+        }
+        let missing: Vec<usize> = stale.iter().copied().filter(|i| have[*i].is_none()).collect();
+        let mut outs: Vec<AlignedBuf> = missing.iter().map(|_| AlignedBuf::zeroed(len)).collect();
+        if !missing.is_empty() {
+            let present: Vec<(u8, &[u8])> =
+                have.iter().enumerate().filter_map(|(i, h)| Some((i as u8, h.as_deref()?))).take(width).collect();
+            let mut slots: Vec<(u8, &mut [u8])> =
+                missing.iter().zip(&mut outs).map(|(i, o)| (*i as u8, &mut **o)).collect();
+            Codec::get(group.width, group.parity).reconstruct(&present, &mut slots)?;
+        }
+        for (i, out) in missing.into_iter().zip(outs) {
+            have[i] = Some(out);
+        }
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        for i in stale {
+            let Some(bytes) = have[*i].take() else { continue };
+            let place = columns[*i].place;
+            let Some(member) = self.space.member(place.device) else { continue };
+            let Some(device) = member.device() else { continue };
+            member.touched.store(true, Ordering::Release);
+            let offset = self.space.offset(place, row);
+            let slices = vec![BufSlice::whole(Arc::new(bytes))];
+            batch.push(&device, Request::Write { offset, slices, durable: false });
+            owners.push(member);
+        }
+        for (outcome, member) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+            let reason = match outcome {
+                Outcome::Done(_) => continue,
+                Outcome::Failed(error) => format!("rebuild: write failed: {error}"),
+                Outcome::TimedOut => "rebuild: a write was not answered in time".to_owned(),
+            };
+            member.count(&member.write_errors);
+            member.fail(&reason);
+        }
+        Ok(())
+    }
+
+    /// Members whose last stale column is done are online; those that have no column left are out.
+    fn finish_members(&self) -> Result<()> {
+        let mut stale_on: BTreeSet<u16> = BTreeSet::new();
+        let mut used: BTreeSet<u16> = BTreeSet::new();
+        for group in self.space.groups() {
+            for c in group.columns.read().iter() {
+                if c.stale {
+                    stale_on.insert(c.place.device);
+                }
+                used.extend(std::iter::once(c.place.device).chain(c.previous.map(|p| p.device)));
+            }
+        }
+        let mut changed = false;
+        let mut gone = Vec::new();
+        for member in self.space.members() {
+            match member.state() {
+                MemberState::Rebuilding if member.in_service() && !stale_on.contains(&member.index) => {
+                    member.set_state(MemberState::Online, "");
+                    changed = true;
+                }
+                MemberState::Leaving if !used.contains(&member.index) => {
+                    gone.push(member.device());
+                    member.set_state(MemberState::Removed, "replaced");
+                    changed = true;
+                }
+                _ => {}
+            }
+        }
+        if changed {
+            self.commit()?;
+            for device in gone.into_iter().flatten() {
+                // so that it is not taken for a member again
+                if let Err(e) = wipe(&device) {
+                    tracing::warn!("the label of a replaced device could not be removed: {e}");
+                }
+            }
+            for member in self.space.members().iter().filter(|m| m.state() == MemberState::Removed) {
+                member.set_device(None);
+            }
+        }
+        Ok(())
+    }
+}

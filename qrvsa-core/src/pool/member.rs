@@ -1,0 +1,144 @@
+//! A member of the pool: a device with its state and its error counters.
+//!
+//! A member is in service while the pool writes to it. One failed write or flush takes it out for good (until the
+//! administrator brings it back and it has been rebuilt): what it holds since then is never trusted without a checksum.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::format::entries::{DeviceEntry, MemberState};
+use crate::device::Device;
+
+/// A member.
+pub struct Member {
+    /// Its number in the pool.
+    pub index: u16,
+    /// Its identity.
+    pub device_id: u128,
+    /// Bytes the pool uses.
+    pub size_bytes: u64,
+    state: AtomicU8,
+    device: RwLock<Option<Arc<dyn Device>>>,
+    words: Mutex<Words>,
+    /// Failed reads.
+    pub read_errors: AtomicU64,
+    /// Failed writes and flushes.
+    pub write_errors: AtomicU64,
+    /// Blocks with a wrong checksum.
+    pub checksum_errors: AtomicU64,
+    /// Units rewritten.
+    pub repaired: AtomicU64,
+    /// Written to since the last flush.
+    pub(crate) touched: std::sync::atomic::AtomicBool,
+    /// Something of this entry changed since it was last stored.
+    pub(crate) changed: std::sync::atomic::AtomicBool,
+}
+
+struct Words {
+    path: String,
+    message: String,
+}
+
+impl Member {
+    /// A member from its stored entry, with its device if it is present.
+    pub fn new(entry: &DeviceEntry, device: Option<Arc<dyn Device>>) -> Member {
+        let path = device.as_ref().map_or_else(|| entry.path.clone(), |d| d.info().path.display().to_string());
+        Member {
+            index: entry.index,
+            device_id: entry.device_id,
+            size_bytes: entry.size_bytes,
+            state: AtomicU8::new(entry.state.code()),
+            device: RwLock::new(device),
+            words: Mutex::new(Words { path, message: entry.message.clone() }),
+            read_errors: AtomicU64::new(entry.read_errors),
+            write_errors: AtomicU64::new(entry.write_errors),
+            checksum_errors: AtomicU64::new(entry.checksum_errors),
+            repaired: AtomicU64::new(entry.repaired),
+            touched: std::sync::atomic::AtomicBool::new(false),
+            changed: std::sync::atomic::AtomicBool::new(true),
+        }
+    }
+
+    /// The entry to store.
+    pub fn entry(&self) -> DeviceEntry {
+        let words = self.words.lock();
+        DeviceEntry {
+            index: self.index,
+            device_id: self.device_id,
+            state: self.state(),
+            size_bytes: self.size_bytes,
+            read_errors: self.read_errors.load(Ordering::Relaxed),
+            write_errors: self.write_errors.load(Ordering::Relaxed),
+            checksum_errors: self.checksum_errors.load(Ordering::Relaxed),
+            repaired: self.repaired.load(Ordering::Relaxed),
+            path: words.path.clone(),
+            message: words.message.clone(),
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> MemberState {
+        MemberState::from_code(self.state.load(Ordering::Acquire)).unwrap_or(MemberState::Faulted)
+    }
+
+    /// Sets the state and says why.
+    pub fn set_state(&self, state: MemberState, message: impl Into<String>) {
+        self.words.lock().message = message.into();
+        self.state.store(state.code(), Ordering::Release);
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Where it is or was.
+    pub fn path(&self) -> String {
+        self.words.lock().path.clone()
+    }
+
+    /// Why it is in its state.
+    pub fn message(&self) -> String {
+        self.words.lock().message.clone()
+    }
+
+    /// Whether the pool reads and writes it.
+    pub fn in_service(&self) -> bool {
+        matches!(self.state(), MemberState::Online | MemberState::Rebuilding | MemberState::Leaving)
+            && self.device.read().is_some()
+    }
+
+    /// The device, while the member is in service.
+    pub fn device(&self) -> Option<Arc<dyn Device>> {
+        match self.state() {
+            MemberState::Online | MemberState::Rebuilding | MemberState::Leaving => self.device.read().clone(),
+            _ => None,
+        }
+    }
+
+    /// Attaches a device or takes it away.
+    pub fn set_device(&self, device: Option<Arc<dyn Device>>) {
+        if let Some(device) = &device {
+            self.words.lock().path = device.info().path.display().to_string();
+        }
+        *self.device.write() = device;
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Takes the member out of service after an error. Returns whether it was in service before.
+    pub fn fail(&self, reason: &str) -> bool {
+        let mut words = self.words.lock();
+        if !matches!(self.state(), MemberState::Online | MemberState::Rebuilding | MemberState::Leaving) {
+            return false;
+        }
+        self.state.store(MemberState::Faulted.code(), Ordering::Release);
+        words.message = reason.to_owned();
+        self.changed.store(true, Ordering::Release);
+        tracing::error!(device = %words.path, index = self.index, "device taken out of service: {reason}");
+        true
+    }
+
+    /// Counts an error and marks the entry for storing.
+    pub fn count(&self, counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.changed.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,690 @@
+//! The space of a pool: members, groups, and allocation.
+//!
+//! Only the thread that commits allocates and frees; readers map pointers at any time. Capacity is counted in *usable
+//! blocks*: 4 KiB of data stored at the pool's own geometry. A record may cost more of them than it has blocks (a single
+//! block takes a whole row of a wide group in the worst case); [`Space::cost_blocks`] is that worst case, and what is
+//! reserved is never less than what a commit will take.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::bitmap::Bitmap;
+use super::format::entries::{Class, ColumnEntry, ZoneRef};
+use super::format::layout;
+use super::group::Group;
+use super::member::Member;
+use crate::buf::BLOCK_SIZE;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
+
+/// Data and parity columns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Geometry {
+    /// Data columns, at least 1.
+    pub data: u8,
+    /// Parity columns.
+    pub parity: u8,
+}
+
+impl Geometry {
+    /// Checks a geometry.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn new(data: u32, parity: u32) -> Result<Geometry> {
+        if data == 0 || data + parity > 255 {
+            fail!(Invalid, "geometry {data}+{parity} is not possible: data at least 1, data + parity at most 255");
+        }
+        Ok(Geometry { data: data as u8, parity: parity as u8 })
+    }
+
+    /// The default for a number of devices.
+    pub fn default_for(devices: usize) -> Geometry {
+        let (data, parity) = match devices {
+            0 | 1 => (1, 0),
+            2 => (1, 1),
+            3 => (2, 1),
+            4 => (2, 2),
+            5 => (3, 2),
+            6..=10 => (devices as u8 - 2, 2),
+            11..=20 => (devices as u8 - 3, 3),
+            _ => (16, 4),
+        };
+        Geometry { data, parity }
+    }
+
+    /// All columns.
+    pub fn columns(self) -> usize {
+        usize::from(self.data) + usize::from(self.parity)
+    }
+
+    /// The widths of groups that a pool of this geometry keeps.
+    pub fn widths(self) -> Vec<u8> {
+        const STEPS: [u8; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
+        let mut widths: Vec<u8> = STEPS.into_iter().filter(|w| *w < self.data).collect();
+        widths.push(self.data);
+        widths
+    }
+}
+
+impl std::fmt::Display for Geometry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}+{}", self.data, self.parity)
+    }
+}
+
+impl std::str::FromStr for Geometry {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Geometry> {
+        let parsed = s.split_once('+').and_then(|(k, m)| Some((k.parse().ok()?, m.parse().ok()?)));
+        let Some((k, m)) = parsed else { fail!(Invalid, "'{s}' is not a geometry; write K+M, for example 4+2") };
+        Geometry::new(k, m)
+    }
+}
+
+/// A place for one record.
+#[derive(Clone)]
+pub struct Extent {
+    /// Its group.
+    pub group: Arc<Group>,
+    /// First row.
+    pub row: u32,
+    /// Rows.
+    pub rows: u32,
+}
+
+/// Rows freed but not yet available.
+struct Freed {
+    txg: u64,
+    epoch: u64,
+    group: u32,
+    row: u32,
+    rows: u32,
+    /// Data columns of the group, 0 if it is not a data group.
+    width: u8,
+}
+
+#[derive(Default)]
+struct AllocState {
+    active: HashMap<(Class, u8), u32>,
+    freed: Vec<Freed>,
+    free_zones: Vec<BTreeSet<u32>>,
+    /// Zones of dissolved groups, available when the commit that dissolves them is through.
+    leaving_zones: Vec<ZoneRef>,
+    next_group: u32,
+}
+
+type BitmapLoader = Box<dyn Fn(&Group) -> Result<Bitmap> + Send + Sync>;
+
+/// The space of a pool.
+pub struct Space {
+    /// Geometry of data.
+    pub geometry: Geometry,
+    /// log2 of the zone size in bytes.
+    pub zone_shift: u8,
+    members: RwLock<Vec<Arc<Member>>>,
+    groups: RwLock<BTreeMap<u32, Arc<Group>>>,
+    alloc: Mutex<AllocState>,
+    loader: OnceLock<BitmapLoader>,
+    reserved: AtomicI64,
+    deleted_groups: Mutex<BTreeSet<u32>>,
+    /// Free usable blocks, recomputed after every change of zones; kept current by take and release.
+    capacity_cache: Mutex<Option<Capacity>>,
+    pub(crate) epoch: crate::pool::epoch::Epochs,
+    allocated_since_start: AtomicU64,
+}
+
+/// Capacity in usable blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// All there is for data, the reserve taken off.
+    pub total: u64,
+    /// Free for data now.
+    pub free: u64,
+    /// Freed, but not yet available.
+    pub pending: u64,
+    /// Kept back so that deleting always works.
+    pub reserve: u64,
+}
+
+impl Space {
+    /// A space over members (in index order, no gaps) and stored groups.
+    ///
+    /// # Errors
+    /// `Corrupt` when groups claim a zone twice or one that does not exist.
+    pub fn new(geometry: Geometry, zone_shift: u8, members: Vec<Arc<Member>>, groups: Vec<Group>) -> Result<Space> {
+        let mut free_zones: Vec<BTreeSet<u32>> = Vec::new();
+        for m in &members {
+            free_zones.push((0..layout::zone_count(m.size_bytes, zone_shift)).collect());
+        }
+        let mut map = BTreeMap::new();
+        let mut next_group = 0;
+        for group in groups {
+            for c in group.columns.read().iter() {
+                for place in std::iter::once(c.place).chain(c.previous) {
+                    let free = free_zones.get_mut(usize::from(place.device)).is_some_and(|z| z.remove(&place.zone));
+                    if !free {
+                        fail!(
+                            Corrupt,
+                            "block group {} claims zone {} of device {}, which another group has or which does not exist",
+                            group.id,
+                            place.zone,
+                            place.device
+                        );
+                    }
+                }
+            }
+            next_group = next_group.max(group.id + 1);
+            if let Some(other) = map.insert(group.id, Arc::new(group)) {
+                fail!(Corrupt, "block group {} is stored twice", other.id);
+            }
+        }
+        Ok(Space {
+            geometry,
+            zone_shift,
+            members: RwLock::new(members),
+            groups: RwLock::new(map),
+            alloc: Mutex::new(AllocState { free_zones, next_group, ..AllocState::default() }),
+            loader: OnceLock::new(),
+            reserved: AtomicI64::new(0),
+            deleted_groups: Mutex::new(BTreeSet::new()),
+            capacity_cache: Mutex::new(None),
+            epoch: crate::pool::epoch::Epochs::new(),
+            allocated_since_start: AtomicU64::new(0),
+        })
+    }
+
+    /// Sets where bitmaps of stored groups are read from. Once.
+    pub fn set_bitmap_loader(&self, loader: impl Fn(&Group) -> Result<Bitmap> + Send + Sync + 'static) {
+        let _ = self.loader.set(Box::new(loader));
+    }
+
+    /// Rows in a zone.
+    pub fn zone_rows(&self) -> u32 {
+        1u32 << (self.zone_shift - 12)
+    }
+
+    /// All members, by index.
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.members.read().clone()
+    }
+
+    /// One member.
+    pub fn member(&self, index: u16) -> Option<Arc<Member>> {
+        self.members.read().get(usize::from(index)).cloned()
+    }
+
+    /// Adds a member with the next index.
+    pub fn add_member(&self, member: Arc<Member>) {
+        let mut members = self.members.write();
+        assert_eq!(usize::from(member.index), members.len());
+        self.alloc.lock().free_zones.push((0..layout::zone_count(member.size_bytes, self.zone_shift)).collect());
+        members.push(member);
+        self.capacity_changed();
+    }
+
+    /// A group.
+    ///
+    /// # Errors
+    /// `Corrupt` when no such group exists (a pointer names it).
+    pub fn group(&self, id: u32) -> Result<Arc<Group>> {
+        match self.groups.read().get(&id) {
+            Some(group) => Ok(group.clone()),
+            None => fail!(Corrupt, "a pointer names block group {id}, which does not exist"),
+        }
+    }
+
+    /// All groups, by number.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    /// Byte offset on the device of a row of a zone.
+    pub fn offset(&self, place: ZoneRef, row: u32) -> u64 {
+        layout::zone_offset(place.zone, self.zone_shift) + u64::from(row) * BLOCK_SIZE as u64
+    }
+
+    /// Loads the bitmap of a group as it is stored.
+    pub(crate) fn load_bitmap(&self, group: &Group) -> Result<Bitmap> {
+        match self.loader.get() {
+            Some(loader) => loader(group),
+            None => fail!(Corrupt, "the bitmap of block group {} is not there", group.id),
+        }
+    }
+
+    /// Works on a group's rows.
+    pub(crate) fn with_rows<T>(&self, group: &Group, work: impl FnOnce(&mut super::group::Rows) -> T) -> Result<T> {
+        group.with_rows(|g| self.load_bitmap(g), work)
+    }
+
+    // ---- capacity -------------------------------------------------------------------------------------------------
+
+    fn capacity_changed(&self) {
+        *self.capacity_cache.lock() = None;
+    }
+
+    /// How many groups of `columns` columns the given free zones make.
+    fn groups_possible(free: &[u64], columns: u64) -> u64 {
+        let (mut low, mut high) = (0, free.iter().sum::<u64>() / columns.max(1));
+        while low < high {
+            let mid = (low + high).div_ceil(2);
+            if free.iter().map(|f| (*f).min(mid)).sum::<u64>() >= mid * columns { low = mid } else { high = mid - 1 }
+        }
+        low
+    }
+
+    /// Capacity now.
+    pub fn capacity(&self) -> Capacity {
+        if let Some(capacity) = *self.capacity_cache.lock() {
+            return capacity;
+        }
+        let alloc = self.alloc.lock();
+        let members = self.members.read();
+        let usable = |m: &Arc<Member>| m.state() != super::format::entries::MemberState::Removed;
+        let rows = u64::from(self.zone_rows());
+        let k = u64::from(self.geometry.data);
+        let columns = self.geometry.columns() as u64;
+        let count = |i: usize, m: &Arc<Member>, all: bool| {
+            if !usable(m) {
+                0
+            } else if all {
+                u64::from(layout::zone_count(m.size_bytes, self.zone_shift))
+            } else {
+                alloc.free_zones[i].len() as u64
+            }
+        };
+        let all: Vec<u64> = members.iter().enumerate().map(|(i, m)| count(i, m, true)).collect();
+        let free: Vec<u64> = members.iter().enumerate().map(|(i, m)| count(i, m, false)).collect();
+        let whole = Self::groups_possible(&all, columns) * rows * k;
+        let free_zones = Self::groups_possible(&free, columns) * rows * k;
+        let as_usable = |g: &Group, rows: u64| rows * u64::from(g.column_count()) * k / columns;
+        let (mut data_free, mut meta_free, mut fixed) = (0u64, 0u64, 0u64);
+        for g in self.groups.read().values() {
+            match g.class {
+                Class::Data => data_free += u64::from(g.free_rows()) * u64::from(g.width),
+                Class::Meta => meta_free += as_usable(g, u64::from(g.free_rows())),
+                Class::System | Class::Log => fixed += as_usable(g, rows),
+            }
+        }
+        let pending = alloc.freed.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
+        let meta_group = (1 + u64::from(self.geometry.parity)) * rows * k / columns;
+        let reserve = (whole * 3 / 100).max(2 * meta_group).min(whole / 4);
+        // free rows of metadata groups serve as reserve first
+        let held_back = reserve.saturating_sub(meta_free);
+        let free = (free_zones + data_free).saturating_sub(held_back);
+        let capacity = Capacity { total: whole.saturating_sub(fixed + reserve), free, pending, reserve };
+        *self.capacity_cache.lock() = Some(capacity);
+        capacity
+    }
+
+    /// The most usable blocks a record of `blocks` can take.
+    pub fn cost_blocks(&self, blocks: u32) -> u64 {
+        let k = u64::from(self.geometry.data);
+        u64::from(blocks).div_ceil(k) * k
+    }
+
+    /// Reserves usable blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn reserve(&self, blocks: u64) -> Result<()> {
+        let amount = i64::try_from(blocks).unwrap_or(i64::MAX);
+        let before = self.reserved.fetch_add(amount, Ordering::AcqRel);
+        let free = i64::try_from(self.capacity().free).unwrap_or(i64::MAX);
+        if before.saturating_add(amount) > free {
+            self.reserved.fetch_sub(amount, Ordering::AcqRel);
+            return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
+        }
+        Ok(())
+    }
+
+    /// Reserves usable blocks whether they are there or not (replay of acknowledged data; the reserve covers it).
+    pub fn reserve_forced(&self, blocks: u64) {
+        self.reserved.fetch_add(i64::try_from(blocks).unwrap_or(i64::MAX), Ordering::AcqRel);
+    }
+
+    /// Gives a reservation back.
+    pub fn release(&self, blocks: u64) {
+        self.reserved.fetch_sub(i64::try_from(blocks).unwrap_or(i64::MAX), Ordering::AcqRel);
+    }
+
+    /// Usable blocks reserved for dirty data.
+    pub fn reserved(&self) -> u64 {
+        u64::try_from(self.reserved.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    // ---- allocation -----------------------------------------------------------------------------------------------
+
+    /// The widths for a record, cheapest first: fewest blocks on devices, then fewest rows.
+    fn widths_by_cost(&self, blocks: u32) -> Vec<u8> {
+        let parity = u32::from(self.geometry.parity);
+        let mut widths = self.geometry.widths();
+        // the checksums of all columns have to fit an item
+        widths.retain(|w| {
+            let units = blocks.div_ceil(u32::from(*w)).div_ceil(crate::record::pointer::UNIT_BLOCKS);
+            *w == 1 || units * (u32::from(*w) + parity) <= CHECKSUMS_MAX
+        });
+        widths.sort_by_key(|w| {
+            let rows = blocks.div_ceil(u32::from(*w));
+            (rows * (u32::from(*w) + parity), rows)
+        });
+        widths
+    }
+
+    /// Finds a place for a record of `blocks` blocks. Committing thread only.
+    ///
+    /// # Errors
+    /// `NoSpace` when no run of rows is long enough; the caller may try shorter records.
+    pub fn allocate(&self, class: Class, blocks: u32) -> Result<Extent> {
+        assert!((1..=crate::record::pointer::RECORD_BLOCKS_MAX).contains(&blocks));
+        let mut alloc = self.alloc.lock();
+        let widths = if class == Class::Data { self.widths_by_cost(blocks) } else { vec![1] };
+        let align = if class == Class::Data { 1 } else { NODE_ROWS };
+        let rows_of = |w: u8| if class == Class::Data { blocks.div_ceil(u32::from(w)) } else { NODE_ROWS };
+        // in the active group of the cheapest width or another of it with much room, in a new one, in any with room
+        let first = widths[0];
+        if let Some(extent) = self.take_in_width(&mut alloc, class, first, rows_of(first), align, 4)? {
+            return Ok(extent);
+        }
+        if let Some(extent) = self.take_in_new(&mut alloc, class, first, rows_of(first), align, false)? {
+            return Ok(extent);
+        }
+        for width in &widths {
+            if let Some(extent) = self.take_in_width(&mut alloc, class, *width, rows_of(*width), align, u32::MAX)? {
+                return Ok(extent);
+            }
+        }
+        if class == Class::Data {
+            // the pool's own width wastes no zones
+            let width = self.geometry.data;
+            if let Some(extent) = self.take_in_new(&mut alloc, class, width, rows_of(width), align, true)? {
+                return Ok(extent);
+            }
+        }
+        if class == Class::Meta {
+            // a node may lie in a data group when metadata groups are used up and zones are rare
+            drop(alloc);
+            return self.allocate(Class::Data, blocks);
+        }
+        if class == Class::System
+            && let Some(extent) = self.take_in_new(&mut alloc, class, first, rows_of(first), align, true)?
+        {
+            return Ok(extent);
+        }
+        for width in widths {
+            if let Some(extent) = self.take_in_new(&mut alloc, class, width, rows_of(width), align, true)? {
+                return Ok(extent);
+            }
+        }
+        Err(Error::new(ErrorKind::NoSpace, "no free rows for a record"))
+    }
+
+    /// Makes a new group of a width and takes rows in it. Zones go first to groups of the pool's own width, which lose
+    /// none of the capacity that was promised: others are made only while zones are plenty, or if `last_resort`.
+    fn take_in_new(
+        &self,
+        alloc: &mut AllocState,
+        class: Class,
+        width: u8,
+        rows: u32,
+        align: u32,
+        last_resort: bool,
+    ) -> Result<Option<Extent>> {
+        if !(last_resort || class == Class::Data && width == self.geometry.data) {
+            let free: Vec<u64> = alloc.free_zones.iter().map(|z| z.len() as u64).collect();
+            if Self::groups_possible(&free, self.geometry.columns() as u64) < PLENTY_OF_GROUPS {
+                return Ok(None);
+            }
+        }
+        let Some(group) = self.new_group(alloc, class, width) else { return Ok(None) };
+        alloc.active.insert((class, width), group.id);
+        self.take_in(&group, rows, align)
+    }
+
+    /// Looks in the active group of a width, then in others that have at least 1/`share` of their rows free.
+    fn take_in_width(
+        &self,
+        alloc: &mut AllocState,
+        class: Class,
+        width: u8,
+        rows: u32,
+        align: u32,
+        share: u32,
+    ) -> Result<Option<Extent>> {
+        let active = alloc.active.get(&(class, width)).copied();
+        if let Some(group) = active.and_then(|id| self.groups.read().get(&id).cloned())
+            && let Some(extent) = self.take_in(&group, rows, align)?
+        {
+            return Ok(Some(extent));
+        }
+        let need = if share == u32::MAX { rows } else { rows.max(self.zone_rows() / share) };
+        let mut candidates: Vec<Arc<Group>> = self
+            .groups
+            .read()
+            .values()
+            .filter(|g| g.class == class && g.width == width && g.free_rows() >= need && Some(g.id) != active)
+            .cloned()
+            .collect();
+        candidates.sort_by_key(|g| std::cmp::Reverse(g.free_rows()));
+        for group in candidates {
+            if let Some(extent) = self.take_in(&group, rows, align)? {
+                alloc.active.insert((class, width), group.id);
+                return Ok(Some(extent));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_in(&self, group: &Arc<Group>, rows: u32, align: u32) -> Result<Option<Extent>> {
+        if group.free_rows() < rows || group.frozen.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let row = self.with_rows(group, |r| {
+            if r.no_run_of <= rows {
+                return None;
+            }
+            let cursor = r.cursor;
+            let end = group.zone_rows();
+            let row = r
+                .busy
+                .find_clear_run(cursor, end, rows, align)
+                .or_else(|| r.busy.find_clear_run(0, cursor.saturating_add(rows).min(end), rows, align));
+            match row {
+                Some(row) => {
+                    group.take(r, row, rows);
+                    r.cursor = row + rows;
+                }
+                None => r.no_run_of = rows,
+            }
+            row
+        })?;
+        if row.is_some() {
+            self.capacity_changed();
+            self.allocated_since_start.fetch_add(u64::from(rows), Ordering::Relaxed);
+        }
+        Ok(row.map(|row| Extent { group: group.clone(), row, rows }))
+    }
+
+    /// Members for a new group's columns: in service first, most free zones first.
+    fn choose_members(&self, alloc: &AllocState, count: usize, max_missing: usize) -> Option<Vec<u16>> {
+        let members = self.members.read();
+        let mut choice: Vec<(bool, usize, u16)> = members
+            .iter()
+            .filter(|m| {
+                use super::format::entries::MemberState as S;
+                !matches!(m.state(), S::Removed | S::Leaving)
+            })
+            .map(|m| (!m.in_service(), alloc.free_zones[usize::from(m.index)].len(), m.index))
+            .filter(|(_, free, _)| *free > 0)
+            .collect();
+        choice.sort_by_key(|(out, free, index)| (*out, std::cmp::Reverse(*free), *index));
+        choice.truncate(count);
+        let missing = choice.iter().filter(|(out, _, _)| *out).count();
+        (choice.len() == count && missing <= max_missing).then(|| {
+            let mut indexes: Vec<u16> = choice.into_iter().map(|(_, _, index)| index).collect();
+            indexes.sort_unstable();
+            indexes
+        })
+    }
+
+    fn new_group(&self, alloc: &mut AllocState, class: Class, width: u8) -> Option<Arc<Group>> {
+        let count = usize::from(width) + usize::from(self.geometry.parity);
+        let chosen = self.choose_members(alloc, count, usize::from(self.geometry.parity))?;
+        let id = alloc.next_group;
+        alloc.next_group += 1;
+        let turn = id as usize % count;
+        let mut columns = Vec::with_capacity(count);
+        for i in 0..count {
+            let device = chosen[(i + turn) % count];
+            let zone = alloc.free_zones[usize::from(device)].pop_first().expect("chosen members have a free zone");
+            // a zone on a member that is out of service holds nothing until it is rebuilt
+            let stale = self.members.read().get(usize::from(device)).is_none_or(|m| !m.in_service());
+            columns.push(ColumnEntry { place: ZoneRef { device, zone }, stale, previous: None });
+        }
+        let group = Arc::new(Group::new(id, class, width, self.geometry.parity, columns, self.zone_rows()));
+        self.groups.write().insert(id, group.clone());
+        self.capacity_changed();
+        Some(group)
+    }
+
+    /// Makes a group for the pool's own structures.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn create_own_group(&self, class: Class) -> Result<Arc<Group>> {
+        let mut alloc = self.alloc.lock();
+        match self.new_group(&mut alloc, class, 1) {
+            Some(group) => Ok(group),
+            None => fail!(NoSpace, "no zones left for the pool's own structures"),
+        }
+    }
+
+    /// Takes one free zone on a member (for a replacement or a move).
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn take_zone(&self, device: u16) -> Result<u32> {
+        let mut alloc = self.alloc.lock();
+        let zone = alloc.free_zones.get_mut(usize::from(device)).and_then(BTreeSet::pop_first);
+        self.capacity_changed();
+        zone.ok_or_else(|| Error::new(ErrorKind::NoSpace, format!("no free zone on device {device}")))
+    }
+
+    /// Gives a zone back when the current commit is through.
+    pub fn return_zone(&self, place: ZoneRef) {
+        self.alloc.lock().leaving_zones.push(place);
+    }
+
+    /// Frees the rows of a record when `txg` commits; they are handed out again two transaction groups later.
+    ///
+    /// # Errors
+    /// `Corrupt` when they were not in use.
+    pub fn free(&self, txg: u64, group_id: u32, row: u32, rows: u32) -> Result<()> {
+        let group = self.group(group_id)?;
+        if !self.with_rows(&group, |r| group.drop_live(r, row, rows))? {
+            fail!(Corrupt, "rows {row}+{rows} of block group {group_id} are freed but were not in use");
+        }
+        let width = if group.class == Class::Data { group.width } else { 0 };
+        self.alloc.lock().freed.push(Freed { txg, epoch: u64::MAX, group: group_id, row, rows, width });
+        self.capacity_changed();
+        Ok(())
+    }
+
+    /// After the commit of `txg`: makes what was freed before it available, and dissolves empty groups.
+    ///
+    /// # Errors
+    /// When a bitmap cannot be read.
+    pub fn commit_done(&self, txg: u64) -> Result<()> {
+        let mut alloc = self.alloc.lock();
+        // until now readers could still find these through the previous root
+        let epoch = self.epoch.current();
+        alloc.freed.iter_mut().filter(|f| f.txg <= txg && f.epoch == u64::MAX).for_each(|f| f.epoch = epoch);
+        self.epoch.try_advance();
+        let (ready, waiting): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut alloc.freed)
+            .into_iter()
+            .partition(|f| f.txg < txg && f.epoch != u64::MAX && self.epoch.passed(f.epoch));
+        alloc.freed = waiting;
+        for f in &ready {
+            let group = self.group(f.group)?;
+            self.with_rows(&group, |r| group.release(r, f.row, f.rows))?;
+        }
+        for place in std::mem::take(&mut alloc.leaving_zones) {
+            alloc.free_zones[usize::from(place.device)].insert(place.zone);
+        }
+        drop(alloc);
+        self.capacity_changed();
+        Ok(())
+    }
+
+    /// Whether rows wait to become available.
+    pub fn has_pending_frees(&self) -> bool {
+        !self.alloc.lock().freed.is_empty()
+    }
+
+    /// Dissolves data and metadata groups without any row in use; their zones come back when this commit is through.
+    /// Called by the committing thread before the pool tree is written.
+    pub fn dissolve_idle(&self) {
+        let mut alloc = self.alloc.lock();
+        let active: BTreeSet<u32> = alloc.active.values().copied().collect();
+        let idle: Vec<Arc<Group>> = self
+            .groups
+            .read()
+            .values()
+            .filter(|g| matches!(g.class, Class::Data | Class::Meta) && g.is_idle() && !active.contains(&g.id))
+            .filter(|g| !g.frozen.load(Ordering::Acquire))
+            .cloned()
+            .collect();
+        for group in idle {
+            let Some(_io) = group.io.try_write() else { continue };
+            self.groups.write().remove(&group.id);
+            self.deleted_groups.lock().insert(group.id);
+            for c in group.columns.read().iter() {
+                alloc.leaving_zones.extend(std::iter::once(c.place).chain(c.previous));
+            }
+        }
+    }
+
+    /// Forgets which groups are being filled, so that empty ones can be dissolved (before a measurement or an export).
+    pub fn forget_active(&self) {
+        self.alloc.lock().active.clear();
+    }
+
+    /// Groups dissolved since the last call.
+    pub fn take_deleted_groups(&self) -> BTreeSet<u32> {
+        std::mem::take(&mut *self.deleted_groups.lock())
+    }
+
+    /// Zones in use on a member.
+    pub fn used_zones(&self, device: u16) -> u64 {
+        let Some(m) = self.member(device) else { return 0 };
+        let free = self.alloc.lock().free_zones[usize::from(device)].len() as u64;
+        u64::from(layout::zone_count(m.size_bytes, self.zone_shift)) - free
+    }
+
+    /// Bytes of records on each member, by index.
+    pub fn allocated_bytes(&self) -> Vec<u64> {
+        let mut bytes = vec![0; self.members.read().len()];
+        for g in self.groups.read().values() {
+            let rows = if g.class == Class::Log { g.zone_rows() } else { g.used_rows() };
+            for c in g.columns.read().iter() {
+                if let Some(b) = bytes.get_mut(usize::from(c.place.device)) {
+                    *b += u64::from(rows) * BLOCK_SIZE as u64;
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Most checksums of a pointer: 4 KiB of an item's value.
+const CHECKSUMS_MAX: u32 = 512;
+
+/// While zones make at least so many groups of the pool's own width, zones are plenty.
+const PLENTY_OF_GROUPS: u64 = 4;
+
+/// Rows a tree node always takes: 16 KiB, so that metadata groups never fragment.
+pub const NODE_ROWS: u32 = 4;

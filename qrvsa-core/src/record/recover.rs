@@ -1,0 +1,312 @@
+//! Recovery: units that a device did not return, or returned wrong, are decoded from the other columns, checked, handed
+//! out, and written back where the device is in service.
+
+use std::sync::Arc;
+
+use super::checksum::checksum;
+use super::erasure::Codec;
+use super::pointer::{Pointer, UNIT_BLOCKS};
+use super::reader::{ReadRequest, copy_out, unit_key};
+use super::store::{READ_DEADLINE, RecordStore, WRITE_DEADLINE};
+use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
+use crate::device::{IoBatch, Outcome, Request};
+use crate::error::Result;
+use crate::fail;
+use crate::pool::group::Group;
+use crate::pool::member::Member;
+
+/// A unit of a data column that must be had another way.
+pub(crate) struct Wanted {
+    /// Index of the request it belongs to.
+    pub request: usize,
+    /// The column.
+    pub column: u32,
+    /// The unit of the column.
+    pub unit: u32,
+    /// Columns known to be wrong here; they are rewritten.
+    pub bad: Vec<u32>,
+}
+
+/// What is known of one unit over all columns of a record.
+struct UnitState {
+    good: Vec<Option<AlignedBuf>>,
+    bad: Vec<u32>,
+    tried: Vec<bool>,
+}
+
+/// What verifying a whole record found.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Units that were wrong or unreadable.
+    pub errors: u64,
+    /// Of those, rewritten.
+    pub repaired: u64,
+    /// Units that cannot be had any more.
+    pub lost: u64,
+    /// Bytes read from devices.
+    pub bytes: u64,
+}
+
+impl RecordStore {
+    fn unit_blocks(pointer: &Pointer, unit: u32) -> u32 {
+        (pointer.rows() - unit * UNIT_BLOCKS).min(UNIT_BLOCKS)
+    }
+
+    /// Decodes the wanted units.
+    pub(crate) fn recover(&self, wanted: Vec<Wanted>, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+        // several wanted columns of the same unit are decoded together
+        let mut units: Vec<(usize, u32, Vec<u32>, Vec<u32>)> = Vec::new();
+        for w in wanted {
+            match units.iter_mut().find(|u| u.0 == w.request && u.1 == w.unit) {
+                Some(unit) => {
+                    unit.2.push(w.column);
+                    unit.3.extend(w.bad);
+                }
+                None => units.push((w.request, w.unit, vec![w.column], w.bad)),
+            }
+        }
+        let mut failed = false;
+        for chunk in units.chunks(64) {
+            let mut states: Vec<(Arc<Group>, UnitState)> = Vec::new();
+            for (request, _, _, bad) in chunk {
+                let group = self.space.group(requests[*request].pointer.group)?;
+                let n = group.column_count() as usize;
+                let mut tried = vec![false; n];
+                bad.iter().for_each(|c| tried[*c as usize] = true);
+                let good = std::iter::repeat_with(|| None).take(n).collect();
+                states.push((group, UnitState { good, bad: bad.clone(), tried }));
+            }
+            let items: Vec<(&Pointer, u32)> = chunk.iter().map(|(r, u, _, _)| (requests[*r].pointer, *u)).collect();
+            self.gather(&items, &mut states);
+            for ((request, unit, columns, _), (group, state)) in chunk.iter().zip(&mut states) {
+                let pointer = requests[*request].pointer;
+                let mut want = columns.clone();
+                want.extend(&state.bad);
+                if let Err(e) = self.restore(pointer, *unit, group, state, &want) {
+                    self.report_damage(pointer);
+                    tracing::error!(object = ?super::context::current(), "{e}");
+                    failed = true;
+                    continue;
+                }
+                for column in columns {
+                    let bytes = state.good[*column as usize].as_ref().expect("restored");
+                    copy_out(&mut requests[*request], *column, *unit, bytes);
+                }
+                self.heal(requests[*request].pointer, *unit, group, state);
+            }
+        }
+        if failed {
+            fail!(Corrupt, "more columns of a record are damaged than its parity covers");
+        }
+        Ok(())
+    }
+
+    /// Reads columns of units until each has as many good ones as it needs, or nothing is left to try.
+    fn gather(&self, items: &[(&Pointer, u32)], states: &mut [(Arc<Group>, UnitState)]) {
+        for trust_stale in [false, true] {
+            loop {
+                let mut batch = IoBatch::new();
+                let mut owners: Vec<(usize, u32, Arc<Member>)> = Vec::new();
+                for (i, ((pointer, unit), (group, state))) in items.iter().zip(states.iter_mut()).enumerate() {
+                    let need = usize::from(pointer.width);
+                    let have = state.good.iter().filter(|g| g.is_some()).count();
+                    let mut missing = need.saturating_sub(have);
+                    let columns = group.columns.read();
+                    for column in 0..pointer.columns() {
+                        if missing == 0 {
+                            break;
+                        }
+                        if state.tried[column as usize] {
+                            continue;
+                        }
+                        let row = pointer.row + unit * UNIT_BLOCKS;
+                        let Some((member, device, offset)) = self.locate(&columns[column as usize], row, trust_stale)
+                        else {
+                            continue;
+                        };
+                        let len = Self::unit_blocks(pointer, *unit) as usize * BLOCK_SIZE;
+                        batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                        owners.push((i, column, member));
+                        state.tried[column as usize] = true;
+                        missing -= 1;
+                    }
+                }
+                if owners.is_empty() {
+                    break;
+                }
+                for (outcome, (i, column, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
+                    let (pointer, unit) = items[i];
+                    let state = &mut states[i].1;
+                    match outcome {
+                        Outcome::Done(mut bufs) => {
+                            let buf = bufs.pop().expect("one buffer was given");
+                            if checksum(&buf) == pointer.checksum(column, unit) {
+                                state.good[column as usize] = Some(buf);
+                                continue;
+                            }
+                            // a stale column is expected to be wrong
+                            if !trust_stale {
+                                member.count(&member.checksum_errors);
+                                tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, "checksum mismatch");
+                            }
+                        }
+                        Outcome::Failed(error) => {
+                            member.count(&member.read_errors);
+                            tracing::warn!(device = %member.path(), "read failed: {error}");
+                        }
+                        Outcome::TimedOut => member.count(&member.read_errors),
+                    }
+                    if !trust_stale {
+                        state.bad.push(column);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the columns of the unit that are wanted and not there from those that are.
+    fn restore(&self, pointer: &Pointer, unit: u32, group: &Group, state: &mut UnitState, want: &[u32]) -> Result<()> {
+        let len = Self::unit_blocks(pointer, unit) as usize * BLOCK_SIZE;
+        let width = usize::from(pointer.width);
+        let have = state.good.iter().filter(|g| g.is_some()).count();
+        if have < width {
+            fail!(
+                Corrupt,
+                "rows {}+{} of block group {}: only {have} of the {width} columns needed are good",
+                pointer.row + unit * UNIT_BLOCKS,
+                Self::unit_blocks(pointer, unit),
+                group.id
+            );
+        }
+        let want: Vec<usize> =
+            (0..state.good.len()).filter(|c| state.good[*c].is_none() && want.contains(&(*c as u32))).collect();
+        let mut outs: Vec<AlignedBuf> = want.iter().map(|_| AlignedBuf::zeroed(len)).collect();
+        {
+            let present: Vec<(u8, &[u8])> =
+                state.good.iter().enumerate().filter_map(|(c, g)| Some((c as u8, g.as_deref()?))).take(width).collect();
+            let mut slots: Vec<(u8, &mut [u8])> =
+                want.iter().zip(&mut outs).map(|(c, o)| (*c as u8, &mut **o)).collect();
+            Codec::get(pointer.width, pointer.parity).reconstruct(&present, &mut slots)?;
+        }
+        for (column, out) in want.into_iter().zip(outs) {
+            if checksum(&out) != pointer.checksum(column as u32, unit) {
+                fail!(Corrupt, "block group {}: a decoded column does not match its checksum", group.id);
+            }
+            state.good[column] = Some(out);
+        }
+        Ok(())
+    }
+
+    /// Rewrites the columns that were wrong. Returns how many are right again.
+    fn heal(&self, pointer: &Pointer, unit: u32, group: &Group, state: &mut UnitState) -> u64 {
+        state.bad.sort_unstable();
+        state.bad.dedup();
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        let _io = group.io.read();
+        let columns = group.columns.read().clone();
+        for column in &state.bad {
+            let Some(bytes) = state.good[*column as usize].take() else { continue };
+            let place = columns[*column as usize].place;
+            let Some(member) = self.space.member(place.device) else { continue };
+            let Some(device) = member.device() else { continue };
+            let offset = self.space.offset(place, pointer.row + unit * UNIT_BLOCKS);
+            let slices = vec![BufSlice::whole(Arc::new(bytes))];
+            batch.push(&device, Request::Write { offset, slices, durable: true });
+            owners.push((member, offset, *column));
+        }
+        let mut healed = 0;
+        for (outcome, (member, offset, column)) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+            match outcome {
+                Outcome::Done(_) => {
+                    member.count(&member.repaired);
+                    self.cache.remove(&unit_key(pointer, column, unit));
+                    healed += 1;
+                    tracing::info!(device = %member.path(), offset, object = ?super::context::current(), "repaired");
+                }
+                Outcome::Failed(error) => {
+                    member.count(&member.write_errors);
+                    member.fail(&format!("a repair could not be written: {error}"));
+                }
+                Outcome::TimedOut => {
+                    member.count(&member.write_errors);
+                    member.fail("a repair was not answered in time");
+                }
+            }
+        }
+        healed
+    }
+
+    /// Reads every column of a record, verifies it, and repairs what is wrong if asked to. The caller holds a pin.
+    ///
+    /// # Errors
+    /// When the pointer itself makes no sense.
+    pub fn verify(&self, pointer: &Pointer, repair: bool) -> Result<Verdict> {
+        let group = self.space.group(pointer.group)?;
+        let n = pointer.columns() as usize;
+        if group.column_count() as usize != n {
+            fail!(Corrupt, "a pointer does not fit block group {}", group.id);
+        }
+        let mut verdict = Verdict::default();
+        let columns = group.columns.read().clone();
+        let len = pointer.rows() as usize * BLOCK_SIZE;
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        for (c, column) in columns.iter().enumerate() {
+            if let Some((member, device, offset)) = self.locate(column, pointer.row, false) {
+                batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                owners.push((c, member));
+            }
+        }
+        let units = pointer.units_per_column();
+        let mut wrong: Vec<Vec<u32>> = vec![Vec::new(); units as usize];
+        for (outcome, (c, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
+            let c = c as u32;
+            match outcome {
+                Outcome::Done(bufs) => {
+                    verdict.bytes += len as u64;
+                    for (unit, bytes) in bufs[0].chunks(UNIT_BLOCKS as usize * BLOCK_SIZE).enumerate() {
+                        if checksum(bytes) != pointer.checksum(c, unit as u32) {
+                            member.count(&member.checksum_errors);
+                            tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = ?super::context::current(), "scrub: checksum mismatch");
+                            wrong[unit].push(c);
+                        }
+                    }
+                }
+                Outcome::Failed(error) => {
+                    member.count(&member.read_errors);
+                    tracing::warn!(device = %member.path(), "scrub: read failed: {error}");
+                    wrong.iter_mut().for_each(|w| w.push(c));
+                }
+                Outcome::TimedOut => {
+                    member.count(&member.read_errors);
+                    wrong.iter_mut().for_each(|w| w.push(c));
+                }
+            }
+        }
+        for (unit, bad) in wrong.into_iter().enumerate() {
+            let unit = unit as u32;
+            if bad.is_empty() {
+                continue;
+            }
+            verdict.errors += bad.len() as u64;
+            let mut tried = vec![false; n];
+            bad.iter().for_each(|c| tried[*c as usize] = true);
+            let good = std::iter::repeat_with(|| None).take(n).collect();
+            let mut states = [(group.clone(), UnitState { good, bad, tried })];
+            self.gather(&[(pointer, unit)], &mut states);
+            let state = &mut states[0].1;
+            let want = state.bad.clone();
+            match self.restore(pointer, unit, &group, state, &want) {
+                Ok(()) if repair => verdict.repaired += self.heal(pointer, unit, &group, state),
+                Ok(()) => {}
+                Err(e) => {
+                    verdict.lost += 1;
+                    self.report_damage(pointer);
+                    tracing::error!(object = ?super::context::current(), "{e}");
+                }
+            }
+        }
+        Ok(verdict)
+    }
+}

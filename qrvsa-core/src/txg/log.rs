@@ -1,0 +1,486 @@
+//! The intent log: a ring of blocks in `1 + m` log groups that makes fsync cheap.
+//!
+//! Callers append entries and wait; whoever finds nobody writing becomes the writer for all that are queued (group
+//! commit). A block is written to all columns at once with forced unit access, and the next block only after that: so the
+//! acknowledged blocks are a gapless run from the start that the uberblock names. A block is valid when its pool,
+//! generation, sequence number and checksum are what is expected at its place; replay ends at the first that is not, on
+//! any column.
+//!
+//! Positions are virtual rows that only grow; the ring is `position % (segments * rows)`. A block never crosses the end
+//! of a segment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
+use crate::bytes::Reader;
+use crate::device::{IoBatch, Outcome, Request};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
+use crate::pool::format::uberblock::LogStart;
+use crate::pool::group::Group;
+use crate::pool::space::Space;
+use crate::record::checksum::checksum;
+use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+
+const MAGIC: &[u8; 8] = b"QRVSALOG";
+const HEADER_BYTES: usize = 64;
+/// Longest block in rows: 1 MiB.
+const BLOCK_ROWS_MAX: u64 = 256;
+/// Longest entry in bytes that fits a block.
+pub const ENTRY_BYTES_MAX: usize = BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES - 4;
+
+/// Says how far the log must be durable for a caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Its number, at least 1.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// From its number.
+    pub fn from_number(number: u64) -> Ticket {
+        Ticket(number)
+    }
+}
+
+/// Where the log stood when a transaction group was closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    /// For [`IntentLog::reclaim`].
+    pub position: u64,
+    /// For the uberblock.
+    pub start: LogStart,
+    appended: u64,
+}
+
+struct State {
+    queue: Vec<Vec<u8>>,
+    queued_bytes: usize,
+    appended: u64,
+    durable: u64,
+    /// Tickets up to here are durable through a commit.
+    satisfied: u64,
+    /// Entries up to this ticket were dropped because the ring was full. Until a commit that contains them all, nothing is
+    /// acknowledged by the log: a later entry must not survive an earlier one.
+    dropped: u64,
+    writing: bool,
+    position: u64,
+    sequence: u64,
+    reclaimed: u64,
+    generation: u64,
+    segments: Vec<Arc<Group>>,
+    failed: Option<String>,
+}
+
+/// The log of a pool.
+pub struct IntentLog {
+    space: Arc<Space>,
+    pool_id: u128,
+    state: Mutex<State>,
+    changed: Condvar,
+    blocks_written: AtomicU64,
+}
+
+fn segment_rows(space: &Space) -> u64 {
+    u64::from(space.zone_rows())
+}
+
+impl IntentLog {
+    /// An empty log over these groups that starts at `start`.
+    pub fn new(space: Arc<Space>, pool_id: u128, segments: Vec<Arc<Group>>, start: LogStart) -> IntentLog {
+        let position = u64::from(start.segment) * segment_rows(&space) + u64::from(start.row);
+        IntentLog {
+            space,
+            pool_id,
+            state: Mutex::new(State {
+                queue: Vec::new(),
+                queued_bytes: 0,
+                appended: 0,
+                durable: 0,
+                satisfied: 0,
+                dropped: 0,
+                writing: false,
+                position,
+                sequence: start.sequence,
+                reclaimed: position,
+                generation: start.generation,
+                segments,
+                failed: None,
+            }),
+            changed: Condvar::new(),
+            blocks_written: AtomicU64::new(0),
+        }
+    }
+
+    /// Groups of the log, in ring order.
+    pub fn segments(&self) -> Vec<Arc<Group>> {
+        self.state.lock().segments.clone()
+    }
+
+    /// Blocks written since the pool was opened.
+    pub fn blocks_written(&self) -> u64 {
+        self.blocks_written.load(Ordering::Relaxed)
+    }
+
+    fn start_at(&self, state: &State, position: u64, base_txg: u64) -> LogStart {
+        let rows = segment_rows(&self.space);
+        let n = state.segments.len().max(1) as u64;
+        LogStart {
+            generation: state.generation,
+            segment: ((position / rows) % n) as u32,
+            row: (position % rows) as u32,
+            sequence: state.sequence,
+            base_txg,
+        }
+    }
+
+    /// Marks the log while transaction group `txg` is closed: entries of later groups lie behind the mark, and everything
+    /// appended before it is in the root of `txg`.
+    pub fn mark(&self, txg: u64) -> Mark {
+        let state = self.state.lock();
+        Mark { position: state.position, start: self.start_at(&state, state.position, txg), appended: state.appended }
+    }
+
+    /// After the commit of a marked transaction group: everything appended before the mark is durable.
+    pub fn committed(&self, mark: &Mark) {
+        let mut state = self.state.lock();
+        state.satisfied = state.satisfied.max(mark.appended);
+        self.changed.notify_all();
+    }
+
+    /// Everything before a marked position may be overwritten.
+    pub fn reclaim(&self, position: u64) {
+        let mut state = self.state.lock();
+        state.reclaimed = state.reclaimed.max(position);
+        self.changed.notify_all();
+    }
+
+    /// Share of the ring in use, percent.
+    pub fn fill_percent(&self) -> u64 {
+        let state = self.state.lock();
+        let size = segment_rows(&self.space) * state.segments.len().max(1) as u64;
+        (state.position - state.reclaimed) * 100 / size
+    }
+
+    /// Queues entries, in order. They become durable together or in order.
+    ///
+    /// # Errors
+    /// `Suspended` when the log cannot be written any more.
+    pub fn append(&self, entries: Vec<Vec<u8>>) -> Result<Ticket> {
+        let mut state = self.state.lock();
+        if let Some(reason) = &state.failed {
+            fail!(Suspended, "the intent log cannot be written: {reason}");
+        }
+        for entry in entries {
+            assert!(entry.len() <= ENTRY_BYTES_MAX);
+            state.queued_bytes += entry.len() + 4;
+            state.queue.push(entry);
+        }
+        state.appended += 1;
+        Ok(Ticket(state.appended))
+    }
+
+    /// Waits until everything up to the ticket is durable, writing it if nobody else does.
+    ///
+    /// # Errors
+    /// `NoSpace` when the ring is full: only a commit makes room, and it makes the entries durable by itself.
+    /// `Suspended` when no column can be written.
+    pub fn wait(&self, ticket: Ticket) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            if state.satisfied >= ticket.0 {
+                return Ok(());
+            }
+            if state.dropped > state.satisfied {
+                fail!(NoSpace, "the intent log is full");
+            }
+            if state.durable >= ticket.0 {
+                return Ok(());
+            }
+            if let Some(reason) = &state.failed {
+                fail!(Suspended, "the intent log cannot be written: {reason}");
+            }
+            if state.writing {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            // become the writer of everything queued so far
+            state.writing = true;
+            let target = state.appended;
+            let queue = std::mem::take(&mut state.queue);
+            state.queued_bytes = 0;
+            drop(state);
+            let result = self.write_blocks(queue);
+            state = self.state.lock();
+            state.writing = false;
+            match result {
+                Ok(()) => state.durable = state.durable.max(target),
+                Err(e) if e.kind() == ErrorKind::NoSpace => state.dropped = state.dropped.max(target),
+                Err(e) => state.failed = Some(e.to_string()),
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    fn write_blocks(&self, queue: Vec<Vec<u8>>) -> Result<()> {
+        let mut payload: Vec<u8> = Vec::new();
+        for entry in queue {
+            if HEADER_BYTES + payload.len() + 4 + entry.len() > BLOCK_ROWS_MAX as usize * BLOCK_SIZE {
+                self.write_block(&payload)?;
+                payload.clear();
+            }
+            payload.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+            payload.extend_from_slice(&entry);
+        }
+        if payload.is_empty() { Ok(()) } else { self.write_block(&payload) }
+    }
+
+    /// Writes one block to all columns of its segment. Only the current writer calls this.
+    fn write_block(&self, payload: &[u8]) -> Result<()> {
+        let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
+        let (group, row, header) = {
+            let mut state = self.state.lock();
+            let per_segment = segment_rows(&self.space);
+            let n = state.segments.len() as u64;
+            if n == 0 {
+                fail!(NoSpace, "the pool has no intent log");
+            }
+            let in_segment = state.position % per_segment;
+            let position = if in_segment + rows > per_segment {
+                state.position + (per_segment - in_segment)
+            } else {
+                state.position
+            };
+            if position + rows - state.reclaimed > n * per_segment {
+                fail!(NoSpace, "the intent log is full");
+            }
+            let group = state.segments[((position / per_segment) % n) as usize].clone();
+            let header = block_header(self.pool_id, state.generation, state.sequence, payload);
+            state.position = position + rows;
+            state.sequence += 1;
+            (group, (position % per_segment) as u32, header)
+        };
+        let mut buf = AlignedBuf::zeroed(rows as usize * BLOCK_SIZE);
+        buf[..HEADER_BYTES].copy_from_slice(&header);
+        buf[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
+        let slice = BufSlice::whole(Arc::new(buf));
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        let _io = group.io.read();
+        for column in group.columns.read().iter() {
+            for place in std::iter::once(column.place).chain(column.previous) {
+                let Some(member) = self.space.member(place.device) else { continue };
+                let Some(device) = member.device() else { continue };
+                let offset = self.space.offset(place, row);
+                batch.push(&device, Request::Write { offset, slices: vec![slice.clone()], durable: true });
+                owners.push(member);
+            }
+        }
+        let mut written = 0;
+        for (outcome, member) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+            let reason = match outcome {
+                Outcome::Done(_) => {
+                    written += 1;
+                    continue;
+                }
+                Outcome::Failed(error) => format!("intent log write failed: {error}"),
+                Outcome::TimedOut => "an intent log write was not answered in time".to_owned(),
+            };
+            member.count(&member.write_errors);
+            member.fail(&reason);
+        }
+        if written == 0 {
+            fail!(Suspended, "no device of the intent log could be written");
+        }
+        self.blocks_written.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Starts anew behind everything ever written, as `generation` (after a replay or at import).
+    pub fn restart(&self, generation: u64) {
+        let mut state = self.state.lock();
+        state.generation = generation;
+        state.reclaimed = state.position;
+    }
+
+    /// Replaces the groups (after devices were lost): the ring starts anew in them. Nothing may be queued or needed.
+    pub fn replace_segments(&self, segments: Vec<Arc<Group>>) {
+        let mut state = self.state.lock();
+        state.segments = segments;
+    }
+
+    /// Reads the log from its start, handing every valid entry's bytes out in order, and leaves the log positioned behind
+    /// the last valid block. Returns how many blocks there were.
+    ///
+    /// # Errors
+    /// Those of `each`, and `Corrupt` for entries that do not parse although their block's checksum is right.
+    pub fn replay(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+        let mut blocks = 0;
+        let mut cache = ChunkCache::default();
+        loop {
+            let (position, sequence, generation, segments) = {
+                let s = self.state.lock();
+                (s.position, s.sequence, s.generation, s.segments.clone())
+            };
+            if segments.is_empty() {
+                return Ok(blocks);
+            }
+            let per_segment = segment_rows(&self.space);
+            let here = self.read_block(&segments, position, generation, sequence, &mut cache);
+            let (position, payload) = match here {
+                Some(payload) => (position, payload),
+                None => {
+                    // the writer may have skipped to the next segment
+                    let next = position.next_multiple_of(per_segment);
+                    if next == position {
+                        return Ok(blocks);
+                    }
+                    match self.read_block(&segments, next, generation, sequence, &mut cache) {
+                        Some(payload) => (next, payload),
+                        None => return Ok(blocks),
+                    }
+                }
+            };
+            let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
+            let mut rest = payload.as_slice();
+            while !rest.is_empty() {
+                let mut r = Reader::new(rest, "intent log block");
+                let len = r.u32()? as usize;
+                let entry = r.raw(len)?;
+                each(entry)?;
+                rest = &rest[4 + len..];
+            }
+            let mut state = self.state.lock();
+            state.position = position + rows;
+            state.sequence = sequence + 1;
+            blocks += 1;
+        }
+    }
+
+    /// The payload of the block at a position, from the first column where it is valid.
+    fn read_block(
+        &self,
+        segments: &[Arc<Group>],
+        position: u64,
+        generation: u64,
+        sequence: u64,
+        cache: &mut ChunkCache,
+    ) -> Option<Vec<u8>> {
+        let per_segment = segment_rows(&self.space);
+        let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
+        let row = (position % per_segment) as u32;
+        let columns = group.columns.read().clone();
+        for column in 0..columns.len() {
+            let first = cache.read(&self.space, group, column, row, 1)?.or_none();
+            let Some(first) = first else { continue };
+            let Some((len, sum)) = parse_header(&first, self.pool_id, generation, sequence) else { continue };
+            let rows = (HEADER_BYTES + len).div_ceil(BLOCK_SIZE) as u32;
+            if u64::from(rows) > BLOCK_ROWS_MAX || u64::from(row + rows) > per_segment {
+                continue;
+            }
+            let Some(block) = cache.read(&self.space, group, column, row, rows).and_then(ChunkRead::or_none) else {
+                continue;
+            };
+            let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
+            if block_sum(&block[..HEADER_BYTES], payload) == sum {
+                return Some(payload.to_vec());
+            }
+        }
+        None
+    }
+}
+
+fn block_header(pool_id: u128, generation: u64, sequence: u64, payload: &[u8]) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..24].copy_from_slice(&pool_id.to_le_bytes());
+    header[24..32].copy_from_slice(&generation.to_le_bytes());
+    header[32..40].copy_from_slice(&sequence.to_le_bytes());
+    header[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    let sum = block_sum(&header, payload);
+    header[48..56].copy_from_slice(&sum.to_le_bytes());
+    header
+}
+
+/// Checksum over the header (its own field zero) and the payload.
+fn block_sum(header: &[u8], payload: &[u8]) -> u64 {
+    let mut clean = [0u8; HEADER_BYTES];
+    clean.copy_from_slice(&header[..HEADER_BYTES]);
+    clean[48..56].fill(0);
+    checksum(&clean) ^ checksum(payload).rotate_left(1)
+}
+
+fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64) -> Option<(usize, u64)> {
+    let mut r = Reader::new(block, "intent log block");
+    let ok = r.raw(8).ok()? == MAGIC
+        && r.u128().ok()? == pool_id
+        && r.u64().ok()? == generation
+        && r.u64().ok()? == sequence;
+    if !ok {
+        return None;
+    }
+    let len = r.u32().ok()? as usize;
+    r.u32().ok()?;
+    let sum = r.u64().ok()?;
+    (len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES).then_some((len, sum))
+}
+
+/// Reads ahead in large pieces, one per column.
+#[derive(Default)]
+struct ChunkCache {
+    chunks: std::collections::HashMap<(u32, usize), (u32, Option<AlignedBuf>)>,
+}
+
+/// A read through the cache: the bytes, or nothing because the device failed.
+struct ChunkRead(Option<Vec<u8>>);
+
+impl ChunkRead {
+    fn or_none(self) -> Option<Vec<u8>> {
+        self.0
+    }
+}
+
+const CHUNK_ROWS: u32 = 512;
+
+impl ChunkCache {
+    fn read(&mut self, space: &Space, group: &Group, column: usize, row: u32, rows: u32) -> Option<ChunkRead> {
+        let zone_rows = group.zone_rows();
+        if row + rows > zone_rows {
+            return Some(ChunkRead(None));
+        }
+        let hit = self.chunks.get(&(group.id, column)).is_some_and(|(first, buf)| {
+            let have = buf.as_ref().map_or(CHUNK_ROWS, |b| (b.len() / BLOCK_SIZE) as u32);
+            *first <= row && row + rows <= first + have
+        });
+        if !hit {
+            self.chunks.retain(|(id, _), _| *id == group.id);
+            let count = CHUNK_ROWS.max(rows).min(zone_rows - row);
+            let entry = group.columns.read()[column];
+            let buf = space.member(entry.place.device).and_then(|m| m.device()).and_then(|device| {
+                let mut batch = IoBatch::new();
+                let offset = space.offset(entry.place, row);
+                let bufs = vec![AlignedBuf::zeroed(count as usize * BLOCK_SIZE)];
+                batch.push(&device, Request::Read { offset, bufs });
+                match batch.wait(READ_DEADLINE).pop() {
+                    Some(Outcome::Done(mut bufs)) => bufs.pop(),
+                    _ => None,
+                }
+            });
+            self.chunks.insert((group.id, column), (row, buf));
+        }
+        let (first, buf) = &self.chunks[&(group.id, column)];
+        let start = (row - first) as usize * BLOCK_SIZE;
+        let bytes = buf.as_ref().map(|b| b[start..start + rows as usize * BLOCK_SIZE].to_vec());
+        Some(ChunkRead(bytes))
+    }
+}
+
+/// A convenience for callers that treat a full log as "commit instead".
+pub fn is_full(error: &Error) -> bool {
+    error.kind() == ErrorKind::NoSpace
+}

@@ -1,0 +1,94 @@
+//! What the kernel may remember, and for how long. The reasons stand in the crate's documentation.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileHandle, FopenFlags};
+use qrvsa_core::fs::ops::Attr;
+
+use crate::convert;
+
+/// How long the kernel may use a name, found or not, without asking.
+pub(crate) const ENTRY_TTL: Duration = Duration::from_secs(3600);
+/// How long the kernel may use attributes without asking, while nothing happens to the inode.
+pub(crate) const ATTR_TTL: Duration = Duration::from_secs(3600);
+/// The same for an inode that changed lately: `st_blocks` is not final until the change is committed.
+pub(crate) const UNSETTLED_ATTR_TTL: Duration = Duration::from_secs(1);
+/// How long after its last change an inode counts as changed lately. Longer than any commit interval.
+pub(crate) const SETTLING_NS: i64 = 60_000_000_000;
+
+/// The handle of a file opened for direct I/O; all others, and directories, have 0. It is all the state there is.
+pub(crate) const DIRECT_HANDLE: FileHandle = FileHandle(1);
+/// See [`DIRECT_HANDLE`].
+pub(crate) const HANDLE: FileHandle = FileHandle(0);
+
+/// Whether executing the file gives somebody else's rights.
+pub(crate) fn has_set_id(mode: u32) -> bool {
+    mode & libc::S_IFMT == libc::S_IFREG && convert::without_set_id(mode) != mode & 0o7777
+}
+
+/// How long attributes hold, from `now` on.
+pub(crate) fn attr_ttl(attr: &Attr, now: SystemTime) -> Duration {
+    if has_set_id(attr.mode) {
+        return Duration::ZERO;
+    }
+    let now_ns = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+    // A change in the future (the clock went back) counts as recent too.
+    if now_ns.saturating_sub(attr.ctime_ns) < SETTLING_NS { UNSETTLED_ATTR_TTL } else { ATTR_TTL }
+}
+
+/// How an open file is to be cached, and the handle that says so: see the table in the crate's documentation.
+pub(crate) fn open_file(flags: i32) -> (FileHandle, FopenFlags) {
+    let mut shown = FopenFlags::FOPEN_KEEP_CACHE;
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        shown |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    if flags & libc::O_DIRECT == 0 {
+        return (HANDLE, shown);
+    }
+    (DIRECT_HANDLE, shown | FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(mode: u32, ctime_ns: i64) -> Attr {
+        Attr {
+            ino: 5,
+            mode,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            blksize: 4096,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns,
+            btime_ns: 0,
+        }
+    }
+
+    #[test]
+    fn how_long_attributes_hold() {
+        const SECOND: i64 = 1_000_000_000;
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(attr_ttl(&attr(0o100_755, 10 * SECOND), now), ATTR_TTL);
+        assert_eq!(attr_ttl(&attr(0o100_755, 950 * SECOND), now), UNSETTLED_ATTR_TTL);
+        assert_eq!(attr_ttl(&attr(0o100_755, 5000 * SECOND), now), UNSETTLED_ATTR_TTL, "the clock went back");
+        assert_eq!(attr_ttl(&attr(0o100_755, i64::MIN), now), ATTR_TTL);
+        assert_eq!(attr_ttl(&attr(0o104_755, 0), now), Duration::ZERO);
+        assert_eq!(attr_ttl(&attr(0o102_755, 0), now), Duration::ZERO);
+        assert_eq!(attr_ttl(&attr(0o042_755, 0), now), ATTR_TTL, "on directories the bit gives no rights");
+    }
+
+    #[test]
+    fn only_direct_opens_bypass_the_cache() {
+        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        let (keep, no_flush) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
+        assert_eq!(open_file(libc::O_RDWR), (HANDLE, keep));
+        assert_eq!(open_file(libc::O_RDONLY), (HANDLE, keep | no_flush));
+        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT), (DIRECT_HANDLE, keep | direct));
+    }
+}

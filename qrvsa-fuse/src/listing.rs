@@ -1,0 +1,89 @@
+//! Directory listings, from a filesystem's entries to replies of limited size.
+
+use qrvsa_core::Result;
+use qrvsa_core::fs::ops::DirEntry;
+
+/// Takes an entry; false if it has no room for it.
+type Emit<'a> = dyn FnMut(&DirEntry) -> bool + 'a;
+
+/// What became of an entry of a listing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listed {
+    Added,
+    /// No room: it comes first in the next reply.
+    Full,
+    /// Not to be shown.
+    Skipped,
+}
+
+impl Listed {
+    /// Whether the reply had room for the entry.
+    pub fn fits(fits: bool) -> Listed {
+        if fits { Listed::Added } else { Listed::Full }
+    }
+}
+
+/// Reads a directory from a cookie into a reply. The kernel takes an empty reply for the end, so there is none while
+/// entries were skipped only.
+pub(crate) fn list(
+    mut cookie: u64,
+    read: &mut dyn FnMut(u64, &mut Emit<'_>) -> Result<()>,
+    add: &mut dyn FnMut(&DirEntry) -> Listed,
+) -> Result<()> {
+    loop {
+        let (mut added, mut skipped) = (false, None);
+        read(cookie, &mut |entry| {
+            let listed = add(entry);
+            match listed {
+                Listed::Added => added = true,
+                Listed::Skipped => skipped = Some(entry.cookie),
+                Listed::Full => {}
+            }
+            listed != Listed::Full
+        })?;
+        match skipped {
+            Some(last) if !added && last != cookie => cookie = last,
+            _ => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_empty_at_the_end_only() {
+        // Names 1 to 20 of which 3 to 17 are gone; five at a time.
+        let mut read = |cookie: u64, emit: &mut Emit<'_>| {
+            for cookie in (cookie + 1..=20).take(5) {
+                let gone = (3..=17).contains(&cookie);
+                let file_type = if gone { 0 } else { libc::S_IFREG };
+                if !emit(&DirEntry { ino: cookie, cookie, file_type, name: vec![b'a'], attr: None }) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let mut from = |cookie: u64, room: usize| {
+            let mut seen = Vec::new();
+            list(cookie, &mut read, &mut |entry| {
+                if entry.file_type == 0 {
+                    return Listed::Skipped;
+                }
+                if seen.len() == room {
+                    return Listed::Full;
+                }
+                seen.push(entry.cookie);
+                Listed::Added
+            })
+            .unwrap();
+            seen
+        };
+        assert_eq!(from(0, 10), [1, 2]);
+        assert_eq!(from(2, 10), [18, 19, 20], "though fifteen names before them are gone");
+        assert_eq!(from(2, 2), [18, 19]);
+        assert_eq!(from(19, 10), [20]);
+        assert!(from(20, 10).is_empty());
+    }
+}
