@@ -102,11 +102,11 @@ impl ErrorKind {
 
 /// The exit codes of `qrvsa`, stable across versions: code and meaning.
 pub const EXIT_CODES: &[(u8, &str)] = &[
-    (0, "done; for `check` and `pool scrub --wait`: everything is consistent"),
+    (0, "done; for `check` and jobs that were waited for: everything is consistent"),
     (1, "the request failed for a reason not listed here (no space, read-only, unsupported, internal error)"),
     (2, "usage: the command line, or a value in it, is not valid"),
     (3, "the daemon cannot be reached or does not serve this user"),
-    (4, "`check` or `pool scrub --wait` found problems that were not repaired"),
+    (4, "`check`, or a job that was waited for, found problems that were not repaired"),
     (5, "confirmation is needed: something would be overwritten or destroyed and --force was not given"),
     (6, "the named pool, filesystem, device, mount or job does not exist"),
     (7, "the named thing exists already or is in use"),
