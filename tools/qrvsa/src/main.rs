@@ -1,2 +1,77 @@
-//! qrvsa.
-fn main() {}
+//! `qrvsa`: the command line of QRVSA, and, under the name `mount.fuse.qrvsa`, its mount helper.
+//!
+//! It translates a command line into requests to the daemon and answers into text. Errors are one line, `qrvsa: what: how
+//! to go on`; exit codes are those of [`qrvsa_api::error::EXIT_CODES`].
+
+mod args;
+mod commands;
+mod helper;
+mod paths;
+mod progress;
+mod show;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind as ClapKind;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    if helper::is_helper(&program) {
+        return ExitCode::from(helper::main(args));
+    }
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) => {
+            ui::print(&e.render().to_string());
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            eprintln!("qrvsa: {}", usage_line(&e.render().to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    match commands::run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            if cli.json {
+                ui::print_json(&e);
+            }
+            eprintln!("qrvsa: {e}");
+            ExitCode::from(e.kind.exit_code())
+        }
+    }
+}
+
+/// The first paragraph of a usage error as one line, with a hint.
+fn usage_line(rendered: &str) -> String {
+    let mut paragraphs = rendered.split("\n\n");
+    let mut first = paragraphs.next().unwrap_or_default();
+    if !first.starts_with("error: ") {
+        // Help in the place of an error: no command was given.
+        first = "error: a command is missing";
+    }
+    let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
+    let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let hint = usage.map_or_else(|| "see `qrvsa --help`".to_owned(), |usage| format!("usage: {}", usage.trim()));
+    format!("{}: {hint}", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        for args in
+            [&["qrvsa"][..], &["qrvsa", "pool", "destroy"], &["qrvsa", "pool", "create", "a b", "/d"], &["qrvsa", "x"]]
+        {
+            let error = args::Cli::try_parse_from(args).err().unwrap();
+            let line = usage_line(&error.render().to_string());
+            assert_eq!(line.lines().count(), 1);
+            assert!(!line.contains("error:") && line.contains(": "), "{line}");
+        }
+    }
+}

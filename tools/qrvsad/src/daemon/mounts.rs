@@ -1,0 +1,434 @@
+//! The mount table: what is mounted, what should be, and how a mount comes and goes.
+//!
+//! A mount that an administrator ends with `umount` is known by the end of its session, and leaves the table. So does not
+//! a mount whose session ended because the daemon or the whole system is going down, or because it died.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use qrvsa_api::names::FsName;
+use qrvsa_api::{ApiError, ErrorKind, Failure, MountInfo, MountRequest, MountState};
+
+use super::{Daemon, need_absolute};
+use crate::error::{IntoApi, from_core};
+use crate::host;
+use crate::mounter::{ActiveMount, MountSpec};
+use crate::state::PersistentMount;
+
+/// All mounts by id.
+#[derive(Default)]
+pub struct MountTable {
+    last_id: u64,
+    entries: BTreeMap<u64, Entry>,
+}
+
+struct Entry {
+    source: FsName,
+    mountpoint: PathBuf,
+    options: Vec<String>,
+    state: State,
+    /// Goes into the state file. Not before the mount serves for the first time.
+    persistent: bool,
+    /// Why it is waiting.
+    message: String,
+}
+
+enum State {
+    /// Should exist, does not.
+    Waiting,
+    /// Being made. `ended`: its session ended before the maker was back.
+    Mounting { ended: bool },
+    /// Serves.
+    Mounted(Arc<dyn ActiveMount>),
+    /// Being ended by the daemon.
+    Unmounting,
+}
+
+impl MountTable {
+    /// What goes into the state file.
+    pub fn persistent(&self) -> Vec<PersistentMount> {
+        let persistent = self.entries.values().filter(|entry| entry.persistent);
+        persistent
+            .map(|entry| PersistentMount {
+                source: entry.source.clone(),
+                mountpoint: entry.mountpoint.clone(),
+                options: entry.options.clone(),
+            })
+            .collect()
+    }
+
+    fn add(
+        &mut self,
+        source: FsName,
+        mountpoint: PathBuf,
+        options: Vec<String>,
+        state: State,
+        persistent: bool,
+    ) -> u64 {
+        self.last_id += 1;
+        let entry = Entry { source, mountpoint, options, state, persistent, message: String::new() };
+        self.entries.insert(self.last_id, entry);
+        self.last_id
+    }
+
+    /// Adds a mount that should exist.
+    pub fn add_waiting(&mut self, mount: PersistentMount, message: &str) -> u64 {
+        let id = self.add(mount.source, mount.mountpoint, mount.options, State::Waiting, true);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.message = message.to_owned();
+        }
+        id
+    }
+
+    /// Mounts of a pool that are there.
+    pub fn ids_of_pool(&self, pool: &str) -> Vec<u64> {
+        let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && !matches!(e.state, State::Waiting));
+        there.map(|(id, _)| *id).collect()
+    }
+
+    /// Where a filesystem is mounted.
+    pub fn mountpoints_of(&self, name: &FsName) -> Vec<PathBuf> {
+        let there = self.entries.values().filter(|e| e.source == *name && !matches!(e.state, State::Waiting));
+        there.map(|e| e.mountpoint.clone()).collect()
+    }
+
+    /// Forgets mounts that are not there.
+    pub fn remove_waiting(&mut self, source: impl Fn(&FsName) -> bool) {
+        self.entries.retain(|_, e| !(matches!(e.state, State::Waiting) && source(&e.source)));
+    }
+
+    /// Mounts that serve, newest first: later mounts may lie in earlier ones.
+    pub fn active(&self) -> Vec<(u64, PathBuf, Arc<dyn ActiveMount>)> {
+        let active = self.entries.iter().rev().filter_map(|(id, e)| match &e.state {
+            State::Mounted(mount) => Some((*id, e.mountpoint.clone(), Arc::clone(mount))),
+            _ => None,
+        });
+        active.collect()
+    }
+
+    fn info(&self, id: u64) -> Option<MountInfo> {
+        let entry = self.entries.get(&id)?;
+        let mounted = matches!(entry.state, State::Mounted(_) | State::Unmounting);
+        Some(MountInfo {
+            id,
+            source: entry.source.clone(),
+            mountpoint: entry.mountpoint.clone(),
+            options: entry.options.clone(),
+            state: if mounted { MountState::Mounted } else { MountState::Waiting },
+            message: match entry.state {
+                State::Waiting => entry.message.clone(),
+                State::Mounting { .. } => "being mounted".to_owned(),
+                State::Mounted(_) | State::Unmounting => String::new(),
+            },
+        })
+    }
+}
+
+impl Daemon {
+    /// All mounts, those that wait included.
+    #[must_use]
+    pub fn list_mounts(&self) -> Vec<MountInfo> {
+        let mounts = self.mounts.lock();
+        mounts.entries.keys().filter_map(|id| mounts.info(*id)).collect()
+    }
+
+    /// Mounts; returns when the mount serves and will be restored after a restart.
+    ///
+    /// # Errors
+    /// `NotFound` (pool, filesystem, mount point), `Invalid` (mount point, option), `Busy` (mount point).
+    pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<MountInfo, ApiError> {
+        self.admit_change()?;
+        if let Some(option) = request.options.iter().find(|o| o.is_empty() || o.contains([',', '\0', '\n'])) {
+            return Err(ApiError::invalid(format!("mount option {option:?} is not valid")));
+        }
+        let lock = self.pool_lock(&request.source.pool);
+        let _guard = lock.lock();
+        self.need_imported(&request.source.pool)?;
+        self.need_fs(&request.source)?;
+        let mountpoint = self.check_mountpoint(&request.mountpoint)?;
+        let id = {
+            let mut mounts = self.mounts.lock();
+            let there = mounts
+                .entries
+                .iter()
+                .find(|(_, e)| e.mountpoint == mountpoint)
+                .map(|(id, e)| (*id, matches!(e.state, State::Waiting), e.source.clone()));
+            match there {
+                // One that waits for the same directory is what this mount replaces.
+                Some((waiting, true, _)) => drop(mounts.entries.remove(&waiting)),
+                Some((_, false, source)) => return Err(in_use(&mountpoint, &format!("{source} is mounted there"))),
+                None => {}
+            }
+            let state = State::Mounting { ended: false };
+            mounts.add(request.source.clone(), mountpoint, request.options.clone(), state, false)
+        };
+        let made = self.start_session(id).and_then(|()| {
+            if let Some(entry) = self.mounts.lock().entries.get_mut(&id) {
+                entry.persistent = true;
+            }
+            self.save()
+        });
+        if let Err(e) = made {
+            // Not served, or not remembered: undone as a whole.
+            let entry = self.mounts.lock().entries.remove(&id);
+            end_unwanted(entry.map(|entry| entry.state), &request.mountpoint);
+            self.save_or_log();
+            return Err(e);
+        }
+        let info = self.mounts.lock().info(id);
+        info.ok_or_else(|| {
+            ApiError::new(ErrorKind::Internal, format!("{} was unmounted at once", request.mountpoint.display()))
+        })
+    }
+
+    /// Makes the mounts of a pool that wait for it; returns those that failed.
+    pub(super) fn activate_waiting(self: &Arc<Self>, pool: &str) -> Vec<Failure> {
+        let waiting: Vec<(u64, PathBuf)> = {
+            let mounts = self.mounts.lock();
+            let of_pool = |e: &Entry| e.source.pool == pool && matches!(e.state, State::Waiting);
+            mounts.entries.iter().filter(|(_, e)| of_pool(e)).map(|(id, e)| (*id, e.mountpoint.clone())).collect()
+        };
+        let mut failed = Vec::new();
+        for (id, mountpoint) in waiting {
+            let made = self.check_mountpoint(&mountpoint).and_then(|_| {
+                if let Some(entry) = self.mounts.lock().entries.get_mut(&id) {
+                    entry.state = State::Mounting { ended: false };
+                }
+                self.start_session(id)
+            });
+            if let Err(error) = made {
+                tracing::error!("cannot restore the mount on {}: {error}", mountpoint.display());
+                let left = self.mounts.lock().entries.get_mut(&id).map(|entry| {
+                    entry.message = error.to_string();
+                    std::mem::replace(&mut entry.state, State::Waiting)
+                });
+                end_unwanted(left, &mountpoint);
+                failed.push(Failure { name: mountpoint.display().to_string(), error });
+            }
+        }
+        failed
+    }
+
+    /// Takes an entry from `Mounting` to `Mounted`. On an error the entry is left as it is, without a session, or with
+    /// one when the daemon is stopping.
+    fn start_session(self: &Arc<Self>, id: u64) -> Result<(), ApiError> {
+        let (source, mountpoint, options) = match self.mounts.lock().entries.get(&id) {
+            Some(e) => (e.source.clone(), e.mountpoint.clone(), e.options.clone()),
+            None => return Err(no_mount(id)),
+        };
+        let ops = self.engine.open_fs(&source).api()?;
+        let daemon = Arc::downgrade(self);
+        let on_exit = Box::new(move || {
+            if let Some(daemon) = daemon.upgrade() {
+                daemon.session_ended(id);
+            }
+        });
+        let name = source.to_string();
+        let spec =
+            MountSpec { source: &name, mountpoint: &mountpoint, options: &options, threads: self.config.fuse_threads };
+        let mount = self.mounter.mount(ops, &spec, on_exit).map_err(|e| {
+            let error = from_core(&e);
+            let message = format!("cannot mount {source} on {}: {}", mountpoint.display(), error.message);
+            ApiError::new(error.kind, message).with_hint(error.hint)
+        })?;
+        let mut mounts = self.mounts.lock();
+        match mounts.entries.get_mut(&id) {
+            Some(entry) if !matches!(entry.state, State::Mounting { ended: true }) => {
+                entry.state = State::Mounted(mount);
+                entry.message.clear();
+            }
+            _ => {
+                return Err(ApiError::new(
+                    ErrorKind::Internal,
+                    format!("{} was unmounted at once", mountpoint.display()),
+                )
+                .with_hint("see the log of the daemon"));
+            }
+        }
+        drop(mounts);
+        tracing::info!("{source} mounted on {}", mountpoint.display());
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(ApiError::new(ErrorKind::Unavailable, "the daemon is stopping"));
+        }
+        Ok(())
+    }
+
+    /// A directory that can be mounted on, in its canonical form.
+    fn check_mountpoint(&self, path: &Path) -> Result<PathBuf, ApiError> {
+        need_absolute(path)?;
+        let at = path.display();
+        let metadata = match std::fs::metadata(path) {
+            Err(e) if host::is_stale_error(&e) && self.mounts.lock().entries.values().any(|x| x.mountpoint == path) => {
+                self.mounter.detach_stale(path).api()?;
+                std::fs::metadata(path)
+            }
+            other => other,
+        };
+        match metadata {
+            Ok(metadata) if !metadata.is_dir() => {
+                Err(ApiError::invalid(format!("mount point {at} is not a directory")).with_hint("name a directory"))
+            }
+            Ok(_) => {
+                let path = path.canonicalize().map_err(|e| {
+                    ApiError::new(ErrorKind::Internal, format!("mount point {at} cannot be resolved: {e}"))
+                })?;
+                if path.to_str().is_none() {
+                    return Err(ApiError::invalid(format!("mount point {at} is not valid UTF-8"))
+                        .with_hint("use a directory with a plain name"));
+                }
+                let ours = self
+                    .mounts
+                    .lock()
+                    .entries
+                    .values()
+                    .any(|e| e.mountpoint == path && !matches!(e.state, State::Waiting));
+                // The table knows better what of ours is there; the caller looks there next.
+                if !ours && self.mounter.is_mountpoint(&path) {
+                    return Err(in_use(&path, "something else is mounted there"));
+                }
+                Ok(path)
+            }
+            Err(e) if host::is_stale_error(&e) => Err(in_use(path, "a dead FUSE mount is there")
+                .with_hint(format!("detach it with `umount -l {at}`, then mount again"))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(ApiError::not_found(format!("mount point {at} does not exist"))
+                    .with_hint(format!("make it with `mkdir -p {at}`")))
+            }
+            Err(e) => Err(ApiError::invalid(format!("mount point {at} cannot be used: {e}"))
+                .with_hint("choose another directory")),
+        }
+    }
+
+    /// Unmounts on request.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`.
+    pub fn unmount(&self, id: u64, lazy: bool) -> Result<(), ApiError> {
+        self.admit_change()?;
+        self.end_mount(id, lazy)?;
+        self.save()
+    }
+
+    /// Ends a mount and forgets it. Does not save.
+    pub(super) fn end_mount(&self, id: u64, lazy: bool) -> Result<(), ApiError> {
+        let (mount, mountpoint) = {
+            let mut mounts = self.mounts.lock();
+            let entry = mounts.entries.get_mut(&id).ok_or_else(|| no_mount(id))?;
+            match std::mem::replace(&mut entry.state, State::Unmounting) {
+                State::Mounted(mount) => (mount, entry.mountpoint.clone()),
+                State::Waiting => {
+                    mounts.entries.remove(&id);
+                    return Ok(());
+                }
+                other => {
+                    let mountpoint = entry.mountpoint.clone();
+                    entry.state = other;
+                    return Err(in_use(&mountpoint, "it is being mounted or unmounted right now"));
+                }
+            }
+        };
+        let result = mount.unmount(lazy);
+        let mut mounts = self.mounts.lock();
+        match result {
+            Err(e) if mount.is_alive() => {
+                if let Some(entry) = mounts.entries.get_mut(&id) {
+                    entry.state = State::Mounted(mount);
+                }
+                let at = mountpoint.display();
+                let error = from_core(&e);
+                let message = format!("cannot unmount {at}: {}", error.message);
+                Err(match error.kind {
+                    ErrorKind::Busy => ApiError::busy(message)
+                        .with_hint(format!("end what uses it (`fuser -vm {at}` shows it), or detach it with --lazy")),
+                    kind => ApiError::new(kind, message),
+                })
+            }
+            // An error of a session that is gone anyway is no error.
+            _ => {
+                mounts.entries.remove(&id);
+                tracing::info!("{} unmounted", mountpoint.display());
+                Ok(())
+            }
+        }
+    }
+
+    /// The session of a mount ended, from a thread of the front end that must not wait.
+    fn session_ended(self: &Arc<Self>, id: u64) {
+        if self.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let daemon = Arc::clone(self);
+        let spawned =
+            std::thread::Builder::new().name("session-end".to_owned()).spawn(move || daemon.after_session(id));
+        if let Err(e) = spawned {
+            tracing::error!("cannot handle the end of a mount: {e}");
+        }
+    }
+
+    fn after_session(&self, id: u64) {
+        let mountpoint = {
+            let mut mounts = self.mounts.lock();
+            let Some(entry) = mounts.entries.get_mut(&id) else { return };
+            match &mut entry.state {
+                State::Mounting { ended } => {
+                    *ended = true;
+                    return;
+                }
+                State::Mounted(_) => entry.mountpoint.clone(),
+                State::Unmounting | State::Waiting => return,
+            }
+        };
+        let died = self.mounter.is_stale(&mountpoint);
+        let system_stops = !died && self.mounter.system_is_stopping();
+        if self.stopping.load(Ordering::Acquire) || system_stops {
+            tracing::info!("{} unmounted by the system's shutdown; it will be restored", mountpoint.display());
+            return;
+        }
+        if died {
+            tracing::error!("the FUSE session of {} ended by itself; detaching the mount", mountpoint.display());
+            if let Err(e) = self.mounter.detach_stale(&mountpoint) {
+                tracing::error!("{e}");
+            }
+        }
+        // The handle is dropped outside the lock: dropping may wait for threads of the session.
+        let _handle = {
+            let mut mounts = self.mounts.lock();
+            let Some(entry) = mounts.entries.get_mut(&id) else { return };
+            if !matches!(entry.state, State::Mounted(_)) {
+                return;
+            }
+            if died {
+                entry.message = "its FUSE session ended by itself; mount it again".to_owned();
+                std::mem::replace(&mut entry.state, State::Waiting)
+            } else {
+                tracing::info!("{} unmounted by somebody else; forgetting the mount", mountpoint.display());
+                match mounts.entries.remove(&id) {
+                    Some(entry) => entry.state,
+                    None => return,
+                }
+            }
+        };
+        self.save_or_log();
+    }
+}
+
+/// Ends the session of a mount that was made and shall not be. Outside any lock.
+fn end_unwanted(state: Option<State>, mountpoint: &Path) {
+    if let Some(State::Mounted(mount)) = state
+        && let Err(e) = mount.unmount(true)
+    {
+        tracing::error!("cannot undo the mount on {}: {e}", mountpoint.display());
+    }
+}
+
+fn no_mount(id: u64) -> ApiError {
+    ApiError::not_found(format!("there is no mount {id}")).with_hint("`qrvsa mount` shows what is mounted")
+}
+
+fn in_use(mountpoint: &Path, why: &str) -> ApiError {
+    let at = mountpoint.display();
+    ApiError::busy(format!("mount point {at} is in use: {why}"))
+        .with_hint(format!("unmount it with `qrvsa umount {at}`, or choose another directory"))
+}

@@ -1,0 +1,63 @@
+//! What the daemon needs from the FUSE front end, and from the mount table of the system.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use qrvsa_core::Result;
+use qrvsa_core::fs::ops::Operations;
+
+use crate::host;
+
+/// What to mount where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec<'a> {
+    /// What `/proc/mounts` shows as the source: `POOL` or `POOL/FS`.
+    pub source: &'a str,
+    /// An existing directory.
+    pub mountpoint: &'a Path,
+    /// Options as after `-o`, one per element.
+    pub options: &'a [String],
+    /// Threads that serve the mount; `None` for the front end's own choice.
+    pub threads: Option<usize>,
+}
+
+/// Called once when the session of a mount ended, for whatever reason, from any thread. Returns fast.
+pub type OnExit = Box<dyn FnOnce() + Send>;
+
+/// Makes mounts.
+#[allow(clippy::missing_errors_doc, reason = "what the system call or FUSE says")]
+pub trait Mounter: Send + Sync + 'static {
+    /// Mounts; returns when the mount serves. `Invalid` for an option that does not exist.
+    fn mount(&self, ops: Arc<dyn Operations>, spec: &MountSpec<'_>, on_exit: OnExit) -> Result<Arc<dyn ActiveMount>>;
+
+    /// Whether a mount is there whose server is gone ("Transport endpoint is not connected").
+    fn is_stale(&self, mountpoint: &Path) -> bool {
+        host::is_stale_mount(mountpoint)
+    }
+
+    /// Detaches stale mounts from the directory; returns whether there were any.
+    fn detach_stale(&self, mountpoint: &Path) -> Result<bool> {
+        host::detach_stale_mounts(mountpoint)
+    }
+
+    /// Whether anything is mounted exactly there.
+    fn is_mountpoint(&self, mountpoint: &Path) -> bool {
+        host::is_mountpoint(mountpoint)
+    }
+
+    /// Whether the whole system is going down, in which case unmounting by others is not an administrator's wish.
+    fn system_is_stopping(&self) -> bool {
+        host::system_is_stopping()
+    }
+}
+
+/// A mount that serves. Dropping the last handle ends it.
+#[allow(clippy::missing_errors_doc, reason = "what the system call says")]
+pub trait ActiveMount: Send + Sync {
+    /// Unmounts, and returns when the session has ended; `Busy` while files are open. `lazy`: takes it out of the tree at
+    /// once; the session ends when its last file is closed.
+    fn unmount(&self, lazy: bool) -> Result<()>;
+
+    /// Whether the session still serves.
+    fn is_alive(&self) -> bool;
+}
