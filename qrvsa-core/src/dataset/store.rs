@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::Dataset;
 use crate::error::Result;
@@ -214,71 +213,5 @@ impl Store for Dataset {
 
     fn read_only(&self) -> bool {
         self.host.read_only()
-    }
-}
-
-/// A dataset behind a shared pointer is a store too.
-impl Store for Arc<Dataset> {
-    type Tx<'a> = Transaction<'a>;
-
-    fn begin(&self, intent: Intent) -> Result<Transaction<'_>> {
-        (**self).begin(intent)
-    }
-    fn get(&self, key: Key) -> Result<Option<Value>> {
-        (**self).get(key)
-    }
-    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
-        (**self).scan(from, to, limit)
-    }
-    fn put(&self, tx: &Transaction<'_>, key: Key, value: Value, log: Log) {
-        (**self).put(tx, key, value, log);
-    }
-    fn delete(&self, tx: &Transaction<'_>, key: Key, log: Log) {
-        (**self).delete(tx, key, log);
-    }
-    fn new_object_id(&self) -> u64 {
-        (**self).new_object_id()
-    }
-    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()> {
-        (**self).read(object, offset, buf)
-    }
-    fn write(&self, tx: &Transaction<'_>, object: ObjectRef, offset: u64, data: &[u8]) -> Result<()> {
-        (**self).write(tx, object, offset, data)
-    }
-    fn punch(&self, tx: &Transaction<'_>, object: ObjectRef, range: Range<u64>) -> Result<()> {
-        (**self).punch(tx, object, range)
-    }
-    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>> {
-        (**self).next_data(object, offset)
-    }
-    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64> {
-        (**self).next_hole(object, offset)
-    }
-    fn allocated_bytes(&self, object: ObjectRef) -> Result<u64> {
-        (**self).allocated_bytes(object)
-    }
-    fn reap(&self, object: ObjectRef) {
-        (**self).reap(object);
-    }
-    fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket> {
-        (**self).log_object(object, items)
-    }
-    fn wait_durable(&self, ticket: SyncTicket) -> Result<()> {
-        (**self).wait_durable(ticket)
-    }
-    fn sync_all(&self) -> Result<()> {
-        (**self).sync_all()
-    }
-    fn usage(&self) -> Usage {
-        (**self).usage()
-    }
-    fn now_ns(&self) -> i64 {
-        (**self).now_ns()
-    }
-    fn hash_seed(&self) -> u64 {
-        (**self).hash_seed
-    }
-    fn read_only(&self) -> bool {
-        (**self).read_only()
     }
 }

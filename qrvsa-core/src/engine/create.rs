@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::fail;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, FormatOptions};
 use crate::pool::format::entries::{Class, DatasetEntry, DeviceEntry, MemberState};
 use crate::pool::format::label::{Label, NAME_BYTES_MAX};
 use crate::pool::format::layout;
@@ -182,7 +182,7 @@ impl Pool {
             root,
         };
         let dataset = self.attach_dataset(&entry)?;
-        FileSystem::format(&dataset)?;
+        FileSystem::format(&*dataset, FormatOptions { record_size: RECORD_SIZE_DEFAULT, ..FormatOptions::default() })?;
         Ok(())
     }
 }

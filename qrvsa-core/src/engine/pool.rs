@@ -303,7 +303,7 @@ impl Pool {
         };
         let name = ds.name();
         let label = if name.is_empty() { self.name.clone() } else { format!("{}/{name}", self.name) };
-        match crate::fs::path_of(&ds, object) {
+        match crate::fs::path_of(&*ds, object) {
             Some(path) => format!("{label}:{}", String::from_utf8_lossy(&path)),
             None => format!("{label}: inode {object}"),
         }

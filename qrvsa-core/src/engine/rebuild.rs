@@ -229,18 +229,12 @@ impl Pool {
             .collect()
     }
 
-    /// Registers a rebuild. The caller runs [`Pool::run_rebuild`] if the bool says so.
-    pub fn begin_rebuild(&self) -> (Arc<Job>, bool) {
-        if let Some(job) = self.jobs.get(JobKind::Rebuild)
-            && job.state() == JobState::Running
-            && *job.rate_base.lock() != (0, 0)
-        {
-            return (job, false);
-        }
+    /// Registers a rebuild. The caller runs [`Pool::run_rebuild`], one at a time.
+    pub fn new_rebuild(&self) -> Arc<Job> {
         let job = self.jobs.begin(JobKind::Rebuild, self.env.clock.wall_ns());
-        *job.rate_base.lock() = (self.env.clock.monotonic_ns().max(1), 0);
+        *job.rate_base.lock() = (self.env.clock.monotonic_ns(), 0);
         self.store_job(&job);
-        (job, true)
+        job
     }
 
     /// Rebuilds until no stale column is left.

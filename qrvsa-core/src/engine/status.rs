@@ -46,6 +46,8 @@ pub struct Job {
     state: Mutex<(JobState, String)>,
     /// 0 go on, 1 pause, 2 stop.
     pub(crate) request: AtomicU8,
+    /// Paused by the end of the daemon, not by anybody's wish.
+    pub(crate) interrupted: std::sync::atomic::AtomicBool,
     /// Bytes done.
     pub done: AtomicU64,
     /// Bytes to do, an estimate.
@@ -73,6 +75,7 @@ impl Job {
             kind,
             state: Mutex::new((JobState::Running, String::new())),
             request: AtomicU8::new(0),
+            interrupted: std::sync::atomic::AtomicBool::new(false),
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -93,6 +96,22 @@ impl Job {
     /// What there is to say about the state.
     pub fn message(&self) -> String {
         self.state.lock().1.clone()
+    }
+
+    /// Asks the job to pause.
+    pub fn pause(&self) {
+        self.request.store(1, Ordering::Release);
+    }
+
+    /// Asks the job to pause because the daemon ends.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Release);
+        self.pause();
+    }
+
+    /// Asks the job to end.
+    pub fn stop(&self) {
+        self.request.store(2, Ordering::Release);
     }
 
     pub(crate) fn set_state(&self, state: JobState, message: impl Into<String>) {
@@ -254,6 +273,56 @@ impl Pool {
     /// Stores where a job stands with the next commit.
     pub(crate) fn store_job(&self, job: &Job) {
         self.put_pool_item(job_key(job.kind), Some(job.encode()));
+    }
+
+    /// Bytes a second of a job since it last began to run.
+    pub fn job_rate(&self, job: &Job) -> u64 {
+        let (began, base) = *job.rate_base.lock();
+        let took = self.env.clock.monotonic_ns().saturating_sub(began).max(1);
+        let done = job.done.load(Ordering::Relaxed).saturating_sub(base);
+        u64::try_from(u128::from(done) * 1_000_000_000 / u128::from(took)).unwrap_or(u64::MAX)
+    }
+
+    /// Ends or pauses a job that no thread runs.
+    pub fn end_idle_job(&self, job: &Job, pause: bool) {
+        if !pause {
+            job.finished_ns.store(self.env.clock.wall_ns().max(0) as u64, Ordering::Relaxed);
+        }
+        job.set_state(if pause { JobState::Paused } else { JobState::Stopped }, "");
+        self.store_job(job);
+    }
+
+    /// The daemon stops: a job that was running goes on at the next import.
+    pub fn mark_interrupted(&self, job: &Job) {
+        if job.state() == JobState::Paused && job.interrupted.load(Ordering::Acquire) {
+            job.set_state(JobState::Running, "");
+            self.store_job(job);
+        }
+    }
+
+    /// Wakes the committer, so that it looks whether it shall stop.
+    pub fn wake_up(&self) {
+        self.wake_committer();
+    }
+
+    /// Bytes that a dataset's contents and items take, before redundancy.
+    ///
+    /// # Errors
+    /// When its tree cannot be read.
+    pub fn dataset_used_bytes(&self, dataset: &crate::dataset::Dataset) -> Result<u64> {
+        let view = dataset.items.view();
+        let _pin = self.space.epoch.pin();
+        let mut blocks = 0;
+        let mut cursor = crate::tree::Cursor::new(&*self.meta, &view.root, Key::MIN, Key::MAX);
+        while let Some((key, value)) = cursor.peek()? {
+            if key.kind == crate::object::KIND_SPACE
+                && let Some(bytes) = value.get(..8)
+            {
+                blocks += u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+            }
+            cursor.advance();
+        }
+        Ok((blocks + view.root.nodes * u64::from(crate::pool::space::NODE_ROWS)) * BLOCK_SIZE as u64)
     }
 
     /// The jobs.

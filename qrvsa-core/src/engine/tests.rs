@@ -279,8 +279,7 @@ fn any_m_devices_may_go_while_writing_and_come_back_replaced() {
         world.pool().begin_replace(&format!("disk{i}"), device.clone()).unwrap();
         world.disks[i] = (device, control);
     }
-    let (job, run) = world.pool().begin_rebuild();
-    assert!(run);
+    let job = world.pool().new_rebuild();
     world.pool().run_rebuild(&job);
     assert_eq!(job.state(), JobState::Finished, "{}", job.message());
     assert_eq!(world.pool().status().more_failures_survived, 2);
@@ -316,7 +315,7 @@ fn a_device_that_returns_is_rebuilt_before_it_counts() {
     world.pool().commit().unwrap();
     let candidate = Candidate::new(world.disks[1].0.clone()).unwrap();
     world.pool().online("disk1", candidate).unwrap();
-    let (job, _) = world.pool().begin_rebuild();
+    let job = world.pool().new_rebuild();
     world.pool().run_rebuild(&job);
     assert_eq!(job.state(), JobState::Finished, "{}", job.message());
     assert_eq!(world.scrub(), (0, 0, 0));

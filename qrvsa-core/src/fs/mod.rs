@@ -1,26 +1,48 @@
 //! The POSIX filesystem over a dataset: inodes, directories, xattrs, and the rules between them.
+//!
+//! [`ops::Operations`] is what front ends call, [`FileSystem`] implements it, [`store::Store`] is what it stands on. The
+//! items it keeps, and the module that documents their bytes:
+//!
+//! | key (object, kind, offset) | item | module |
+//! |---|---|---|
+//! | (0, 1, 0) | SETTINGS | `filesystem` |
+//! | (ino, 1, 0) | INODE | `inode` |
+//! | (ino, 2, name hash) | XATTR | `xattr` |
+//! | (ino, 3, chunk number) | XATTR_CHUNK | `xattr` |
+//! | (dir, 4, name hash) | DIRENT | `dirent` |
+//! | (dir, 5, index) | DIRINDEX | `dirent` |
+//! | (ino, 6, 0) | INLINE | `inode` |
+//! | (0, 199, ino) | ORPHAN | `store` |
+//!
+//! Contents that are not inline are the store's objects, under the inode's number.
 
+pub mod acl;
+mod attr;
+mod contents;
+mod directory;
+pub mod dirent;
+mod edit;
+mod fallocate;
+mod filesystem;
+pub mod inode;
+mod locks;
+mod namei;
+mod open_files;
 pub mod ops;
+mod rename;
+mod seek;
 pub mod store;
+mod sync;
+pub mod xattr;
 
-use crate::Result;
-pub struct FileSystem;
-impl FileSystem {
-    pub fn format<S: store::Store>(_s: &S) -> Result<()> {
-        Ok(())
-    }
-}
-pub mod inode {
-    pub fn merge_content_fields(_old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
-        new.to_vec()
-    }
-}
+pub use filesystem::{AtimeMode, FileSystem, FormatOptions, Options};
+
 pub fn path_of<S: store::Store>(_s: &S, _ino: u64) -> Option<Vec<u8>> {
     None
 }
 pub struct CheckCounts {
     pub inodes: u64,
 }
-pub fn check<S: store::ItemSource>(_s: &S, _r: &mut dyn FnMut(String)) -> Result<CheckCounts> {
+pub fn check<S: store::ItemSource>(_s: &S, _r: &mut dyn FnMut(String)) -> crate::Result<CheckCounts> {
     Ok(CheckCounts { inodes: 0 })
 }

@@ -49,10 +49,6 @@ pub struct ObjectRef {
     pub record_size: u32,
 }
 
-/// What [`Store::wait_durable`] waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SyncTicket(pub u64);
-
 /// Space as `statfs` shows it, in bytes a user can store (redundancy already taken off).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Usage {
@@ -63,6 +59,10 @@ pub struct Usage {
     /// Of that, available to writers.
     pub available_bytes: u64,
 }
+
+/// A point in the intent log, from [`Store::log_object`] to [`Store::wait_durable`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SyncTicket(pub u64);
 
 /// Items, to be read: a dataset as it is now, or a committed state of one.
 pub trait ItemSource {
@@ -164,24 +164,24 @@ pub trait Store: Send + Sync + 'static {
     /// earlier transaction, which the store removes when done and picks up again after a crash.
     fn reap(&self, object: ObjectRef);
 
-    /// The first half of fsync: queues what makes the object's contents, the items given (its inode and inline data as they
-    /// are now; `None` deletes) and every namespace change so far durable. Called with the object's lock held shared, so
-    /// that items and contents belong together, and without a transaction.
+    /// First half of fsync: puts the object's contents, the items given (its inode and inline data as they are now;
+    /// `None` deletes) and every namespace change so far on the way to stable storage. Called with the object's inode
+    /// lock held shared, so that contents and items belong together, and without a transaction: it begins its own.
     ///
     /// # Errors
     /// `Io`, `Suspended`: nothing may be assumed durable.
     fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket>;
 
-    /// The second half of fsync: returns when what the ticket stands for is durable. Called without locks.
+    /// Second half of fsync: returns when everything up to the ticket is durable. Called without locks.
     ///
     /// # Errors
-    /// As [`Store::log_object`].
+    /// `Io`, `Suspended`: nothing may be assumed durable.
     fn wait_durable(&self, ticket: SyncTicket) -> Result<()>;
 
     /// Makes everything so far durable (commits the transaction group).
     ///
     /// # Errors
-    /// As [`Store::log_object`].
+    /// As [`Store::wait_durable`].
     fn sync_all(&self) -> Result<()>;
 
     /// Space.

@@ -12,7 +12,7 @@ use super::layer::Shape;
 use super::*;
 use crate::buf::BLOCK_SIZE;
 
-/// Called in the middle of a record write or read of the sync thread.
+/// Called in the middle of an operation, with no lock of the caller's in the way.
 pub type Hook = Box<dyn FnMut() + Send>;
 
 #[derive(Default)]
@@ -29,7 +29,6 @@ struct Records {
     physical: u64,
     reserved: u64,
     capacity: u64,
-    sync_only: bool,
 }
 
 /// Records in memory. A read of a freed and unpinned record fails, and is remembered.
@@ -39,10 +38,11 @@ pub struct MemIo {
     pub writes: AtomicU64,
     pub reads: AtomicU64,
     pub stale_reads: AtomicU64,
+    /// Called at every record write.
     pub hook: Mutex<Option<Hook>>,
+    /// Called at the next read.
+    pub read_hook: Mutex<Option<Hook>>,
     pub fail_writes: AtomicBool,
-    /// Rows that cannot be read.
-    pub broken: Mutex<BTreeSet<u32>>,
     /// Single blocks of rows that cannot be read.
     pub broken_blocks: Mutex<BTreeSet<(u32, u16)>>,
 }
@@ -66,8 +66,8 @@ impl MemIo {
             reads: AtomicU64::new(0),
             stale_reads: AtomicU64::new(0),
             hook: Mutex::new(None),
+            read_hook: Mutex::new(None),
             fail_writes: AtomicBool::new(false),
-            broken: Mutex::new(BTreeSet::new()),
             broken_blocks: Mutex::new(BTreeSet::new()),
         })
     }
@@ -148,6 +148,10 @@ impl Drop for MemPin {
 impl RecordIo for MemIo {
     fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
         self.reads.fetch_add(1, SeqCst);
+        let hook = self.read_hook.lock().take();
+        if let Some(mut hook) = hook {
+            hook();
+        }
         for request in requests.iter_mut() {
             let records = self.records.lock();
             let row = request.pointer.row;
@@ -157,7 +161,7 @@ impl RecordIo for MemIo {
                 return Err(corrupt());
             };
             assert_eq!(bytes.len(), request.pointer.len_bytes());
-            if request.pointer.checksums[0] != hash(bytes) || self.broken.lock().contains(&row) {
+            if request.pointer.checksums[0] != hash(bytes) {
                 return Err(corrupt());
             }
             let blocks = request.first_block..request.first_block + (request.out.len() / BLOCK_SIZE) as u16;
@@ -179,11 +183,7 @@ impl RecordIo for MemIo {
         self.writes.fetch_add(1, SeqCst);
         let mut records = self.records.lock();
         let price: u64 = sources.iter().map(|s| cost((s.len() / BLOCK_SIZE) as u32)).sum();
-        assert!(
-            price <= records.reserved || records.sync_only,
-            "wrote {price} blocks with {} reserved",
-            records.reserved
-        );
+        assert!(price <= records.reserved, "wrote {price} blocks with {} reserved", records.reserved);
         let mut pointers = Vec::new();
         for source in sources {
             assert!(source.as_ptr().addr().is_multiple_of(BLOCK_SIZE), "not aligned for direct I/O");
@@ -245,6 +245,8 @@ impl RecordIo for MemIo {
 #[derive(Default)]
 pub struct MemItems {
     pub map: RwLock<BTreeMap<Key, Value>>,
+    /// Called in the next scan, after its first item.
+    pub scan_hook: Mutex<Option<Hook>>,
 }
 
 impl Items for MemItems {
@@ -259,6 +261,10 @@ impl Items for MemItems {
             let item = self.map.read().range(from..=to).next().map(|(k, v)| (*k, v.clone()));
             next = item.as_ref().and_then(|(k, _)| k.successor());
             found.extend(item);
+            let hook = if found.len() == 1 { self.scan_hook.lock().take() } else { None };
+            if let Some(mut hook) = hook {
+                hook();
+            }
             if found.len() % 3 == 1 {
                 std::thread::yield_now();
             }

@@ -68,7 +68,7 @@ impl World {
     fn open(io: &Arc<MemIo>, items: &Arc<MemItems>) -> Arc<Objects> {
         let mut objects = Objects::new(io.clone(), items.clone());
         // Small, so that there are several batches.
-        objects.batch_bytes = 64 << 10;
+        objects.batch_bytes = 16 << 10;
         Arc::new(objects)
     }
 
@@ -375,6 +375,86 @@ fn log_takes_every_change_once() {
     w.assert_clean();
 }
 
+/// A scan that meets a sync half-way sees the extents before or after it, not half of each.
+#[test]
+fn scan_over_a_sync() {
+    let mut w = World::new(u64::MAX / 2);
+    let o = object(2000, 64 << 10);
+    w.write(o, 0, &pattern(1, 4 * BLOCK_SIZE));
+    w.write(o, 5 * B, &pattern(2, 11 * BLOCK_SIZE));
+    w.sync();
+    assert_eq!(w.items.extents(o).len(), 2);
+    let mut expected = w.read(o, 0, 64 << 10);
+    // Joins both extents to one: the second item goes.
+    w.write(o, 4 * B, &pattern(3, BLOCK_SIZE));
+    expected[4 * BLOCK_SIZE..5 * BLOCK_SIZE].copy_from_slice(&pattern(3, BLOCK_SIZE));
+    let (objects, closed) = (w.objects.clone(), w.txg);
+    w.txg += 1;
+    *w.items.scan_hook.lock() = Some(Box::new(move || assert_eq!(objects.sync_txg(closed, 0).unwrap().slots, 1)));
+    assert!(w.read(o, 0, 64 << 10) == expected);
+    w.io.commit(closed);
+    assert_eq!(w.items.extents(o).len(), 1);
+    w.assert_clean();
+
+    // The same for the reservation of a write: its slot is rewritten by a sync during its look-up.
+    w.write(o, 0, &[7; 10]);
+    w.punch(o, 6 * B..7 * B);
+    let (objects, closed) = (w.objects.clone(), w.txg);
+    w.txg += 1;
+    *w.items.scan_hook.lock() = Some(Box::new(move || assert_eq!(objects.sync_txg(closed, 0).unwrap().slots, 1)));
+    w.write(o, 8 * B, &pattern(4, BLOCK_SIZE));
+    w.io.commit(closed);
+    w.sync();
+    w.assert_clean();
+}
+
+/// What was looked up about a slot before a sync rewrote it does not count afterwards.
+#[test]
+fn lookup_before_a_sync_is_stale() {
+    let mut w = World::new(u64::MAX / 2);
+    let o = object(2000, 64 << 10);
+    let shape = Shape::of(o).unwrap();
+    w.write(o, 0, &[1; 10]);
+    let closed = w.txg;
+    w.txg += 1;
+    let mut known = write::Known::default();
+    w.objects.learn(o, shape, &mut known, &[], &[0]).unwrap();
+    let knows = |w: &World| {
+        let found = w.objects.find_or_insert(o, shape).unwrap();
+        let mut state = found.state.lock();
+        state.switch_to(w.txg);
+        let knows = w.objects.knows(&found, &state, &known, &[], &[0]);
+        drop(state);
+        w.objects.forget_if_clean(&found);
+        knows
+    };
+    assert!(knows(&w));
+    w.sync_closed();
+    assert_eq!(closed + 1, w.txg);
+    assert!(!knows(&w));
+    w.assert_clean();
+}
+
+/// Records that are freed, and committed as free, between look-up and read are still there.
+#[test]
+fn read_over_a_commit() {
+    let mut w = World::new(u64::MAX / 2);
+    let o = object(2000, 64 << 10);
+    let data = pattern(1, 64 << 10);
+    w.write(o, 0, &data);
+    w.sync();
+    let (objects, io, txg) = (w.objects.clone(), w.io.clone(), w.txg);
+    *w.io.read_hook.lock() = Some(Box::new(move || {
+        objects.punch(txg, o, 0..u64::MAX).unwrap();
+        objects.sync_txg(txg, 0).unwrap();
+        io.commit(txg);
+    }));
+    w.txg += 1;
+    assert_eq!(w.read(o, 0, 64 << 10), data);
+    assert_eq!(w.read(o, 0, 64 << 10), vec![0; 64 << 10]);
+    w.assert_clean();
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Write {
@@ -396,7 +476,7 @@ enum Op {
     },
     Switch,
     Sync,
-    /// Syncs, with other operations in the middle of the first record write.
+    /// Syncs, with other operations and checks in the middle of record writes.
     SyncAmid(Vec<Op>),
     Log {
         object: usize,
@@ -501,9 +581,14 @@ impl Run {
             let state = Arc::new(Mutex::new((self.now.clone(), amid)));
             let shared = state.clone();
             *self.world.io.hook.lock() = Some(Box::new(move || {
+                // One operation per batch.
                 let (now, amid) = &mut *shared.lock();
-                for op in amid.drain(..) {
+                if let Some(op) = amid.pop() {
                     Run::apply(&objects, txg, &refs, now, &op);
+                }
+                for object in 0..3 {
+                    let len = now[object].bytes.len();
+                    Run::apply(&objects, txg, &refs, now, &Op::Read { object, offset: 0, len });
                 }
             }));
             self.world.sync_closed();
@@ -579,7 +664,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn like_the_model(
@@ -624,6 +709,15 @@ proptest! {
             }
             prop_assert!(replayed == now);
         }
+    }
+}
+
+/// Stops the other threads, also when this one fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
     }
 }
 
@@ -698,6 +792,7 @@ fn concurrent_readers_see_whole_blocks() {
                 }
             });
         }
+        let _stop = StopAtEnd(&stop);
         let started = std::time::Instant::now();
         while started.elapsed() < std::time::Duration::from_millis(1500) {
             let closed = {
@@ -709,7 +804,6 @@ fn concurrent_readers_see_whole_blocks() {
             assert_eq!(stats.blocks_unreserved, 0);
             w.io.commit(closed);
         }
-        stop.store(true, SeqCst);
     });
     for _ in 0..2 {
         let closed = *txg.write();
@@ -746,6 +840,7 @@ fn concurrent_partial_writes_of_one_block() {
                 }
             });
         }
+        let _stop = StopAtEnd(&stop);
         for _ in 0..300 {
             let closed = {
                 let mut open = txg.write();
@@ -755,7 +850,6 @@ fn concurrent_partial_writes_of_one_block() {
             objects.sync_txg(closed, 0).unwrap();
             w.io.commit(closed);
         }
-        stop.store(true, SeqCst);
     });
     let last = *txg.read();
     objects.sync_txg(last, 0).unwrap();

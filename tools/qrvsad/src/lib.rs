@@ -18,11 +18,13 @@
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod engine_core;
 pub mod error;
 pub mod host;
 pub mod http;
 pub mod jobs;
 pub mod mounter;
+pub mod mounter_fuse;
 pub mod run;
 pub mod server;
 pub mod state;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::Parser;
 use qrvsad::config::{Config, DEFAULT_CONFIG, DEFAULT_STATE};
 use qrvsad::engine::Engine;
+use qrvsad::engine_core::CoreEngine;
 use qrvsad::mounter::Mounter;
+use qrvsad::mounter_fuse::FuseMounter;
 use qrvsad::run::{Claims, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -85,8 +87,8 @@ fn start_log(level: &str) -> Result<(), String> {
 
 fn serve(args: Args, config: Config) -> Result<(), String> {
     // What can be made without touching the world comes first: a daemon that cannot serve leaves no trace.
-    let engine = engine(&config)?;
-    let mounter = mounter(&config)?;
+    let engine = engine(&config);
+    let mounter = mounter();
     let claims = Claims::take(&args.state, &args.socket)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -131,11 +133,11 @@ fn signals() -> std::io::Result<mpsc::Receiver<()>> {
 }
 
 /// The storage engine.
-fn engine(_config: &Config) -> Result<Arc<dyn Engine>, String> {
-    Err("engine not linked: this build has no storage engine; install a complete one".to_owned())
+fn engine(config: &Config) -> Arc<dyn Engine> {
+    Arc::new(CoreEngine::new(config.engine_options()))
 }
 
 /// The FUSE front end.
-fn mounter(_config: &Config) -> Result<Arc<dyn Mounter>, String> {
-    Err("front end not linked: this build has no FUSE front end; install a complete one".to_owned())
+fn mounter() -> Arc<dyn Mounter> {
+    Arc::new(FuseMounter)
 }

@@ -1,0 +1,144 @@
+//! Devices by path: opened for a new pool, found for an import.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qrvsa_api::DeviceSpec;
+use qrvsa_core::device::{Device, OpenOptions, contains_foreign_data, open};
+use qrvsa_core::engine::open::{Candidate, possible_devices, read_label};
+use qrvsa_core::{Error, ErrorKind, Result, fail};
+
+/// Devices opened for a new pool. Files made for it go away again unless it is kept.
+pub struct NewDevices {
+    devices: Vec<Arc<dyn Device>>,
+    made: Vec<PathBuf>,
+}
+
+impl NewDevices {
+    /// The devices, in order.
+    pub fn devices(&self) -> &[Arc<dyn Device>] {
+        &self.devices
+    }
+
+    /// The pool exists: the files stay.
+    pub fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for NewDevices {
+    fn drop(&mut self) {
+        self.devices.clear();
+        for path in &self.made {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The name under which a device is kept: absolute, links followed.
+fn absolute(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Opens devices that are to be overwritten, exclusively, after looking for anything worth asking about.
+pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
+    let mut seen = BTreeSet::new();
+    for spec in specs {
+        let path = absolute(&spec.path);
+        let identity = match std::fs::metadata(&path) {
+            Ok(meta) => format!("{}:{}:{}", meta.dev(), meta.ino(), meta.rdev()),
+            Err(_) => path.display().to_string(),
+        };
+        if !seen.insert(identity) {
+            fail!(Invalid, "{} is given twice; each device can be in a pool once", spec.path.display());
+        }
+    }
+    let mut new = NewDevices { devices: Vec::new(), made: Vec::new() };
+    let mut objections = Vec::new();
+    for spec in specs {
+        let path = absolute(&spec.path);
+        let exists = path.exists();
+        if spec.size_bytes.is_none() && !exists {
+            fail!(
+                NotFound,
+                "{} does not exist; write {}:SIZE to make a sparse file of that size",
+                spec.path.display(),
+                spec.path.display()
+            );
+        }
+        if spec.size_bytes.is_some() && exists && std::fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+            if !force {
+                objections.push(format!("{} exists already", path.display()));
+                continue;
+            }
+        }
+        if spec.size_bytes.is_some() && !exists {
+            new.made.push(path.clone());
+        }
+        let options = OpenOptions { create_size: spec.size_bytes, exclusive: true, read_only: false };
+        let device = open(&path, options)?;
+        if exists {
+            match read_label(&device) {
+                Ok(label) => objections.push(format!("{} is a member of pool '{}'", path.display(), label.pool_name)),
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    if let Some(what) = contains_foreign_data(&device)? {
+                        objections.push(format!("{} holds {what}", path.display()));
+                    }
+                }
+                Err(e) => objections.push(format!("{} has a damaged QRVSA label ({e})", path.display())),
+            }
+        }
+        new.devices.push(device);
+    }
+    if !force && !objections.is_empty() {
+        fail!(NeedsForce, "{}; nothing was changed, --force overwrites it", objections.join("; "));
+    }
+    Ok(new)
+}
+
+/// Opens a device that is or was a member.
+pub fn open_existing(path: &Path) -> Result<Arc<dyn Device>> {
+    open(&absolute(path), OpenOptions { create_size: None, exclusive: true, read_only: false })
+}
+
+/// Path and pool name of the members found, by pool id.
+pub type Found = BTreeMap<u128, Vec<(PathBuf, String)>>;
+
+/// Looks at the paths and into the directories; nothing is locked or written.
+pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Result<Found> {
+    let mut all: BTreeSet<PathBuf> = paths.iter().map(|p| absolute(p)).collect();
+    for dir in search {
+        match possible_devices(dir) {
+            Ok(list) => all.extend(list.iter().map(|p| absolute(p))),
+            Err(e) => tracing::warn!("cannot look for devices: {e}"),
+        }
+    }
+    let mut found = Found::new();
+    for path in all {
+        let options = OpenOptions { create_size: None, exclusive: false, read_only: true };
+        let Ok(device) = open(&path, options) else { continue };
+        if let Ok(label) = read_label(&device) {
+            found.entry(label.pool_id).or_default().push((path, label.pool_name));
+        }
+    }
+    Ok(found)
+}
+
+/// Opens members exclusively.
+pub fn open_members(paths: &[(PathBuf, String)]) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    for (path, name) in paths {
+        let device = open_existing(path).map_err(|e| match e.kind() {
+            ErrorKind::Busy => Error::new(
+                ErrorKind::Busy,
+                format!("a device of pool '{name}' is in use by another program (another qrvsad?): {e}"),
+            ),
+            _ => e,
+        })?;
+        candidates.push(Candidate::new(device)?);
+    }
+    Ok(candidates)
+}

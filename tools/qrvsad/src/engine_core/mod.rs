@@ -1,0 +1,319 @@
+//! The storage engine behind the daemon: pools of `qrvsa-core`, with a committer thread each and a thread per job.
+
+mod convert;
+mod debug;
+mod devices;
+mod running;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use qrvsa_api::names::FsName;
+use qrvsa_api::{
+    CheckReport, CreateFs, CreatePool, DebugEntry, Fragment, FsInfo, JobInfo, PoolStatus, PoolSummary, Property,
+    ReplaceDevice, ScrubAction, SetProperty,
+};
+use qrvsa_core::engine::open::Candidate;
+use qrvsa_core::engine::status::{JobKind, JobState};
+use qrvsa_core::engine::{Options, Pool};
+use qrvsa_core::env::Environment;
+use qrvsa_core::fs::ops::Operations;
+use qrvsa_core::pool::space::Geometry;
+use qrvsa_core::{Error, ErrorKind, Result, fail};
+
+use crate::engine::{CheckProgress, Engine, EngineOptions, ImportOutcome, ImportRequest};
+use running::Running;
+
+/// The engine of the daemon.
+pub struct CoreEngine {
+    options: EngineOptions,
+    pools: RwLock<BTreeMap<String, Arc<Running>>>,
+    /// Held while the set of pools changes, so that names and devices are claimed once.
+    changing: Mutex<()>,
+}
+
+impl CoreEngine {
+    /// An engine without pools.
+    pub fn new(options: EngineOptions) -> CoreEngine {
+        CoreEngine { options, pools: RwLock::new(BTreeMap::new()), changing: Mutex::new(()) }
+    }
+
+    fn pool(&self, name: &str) -> Result<Arc<Running>> {
+        match self.pools.read().get(name) {
+            Some(pool) => Ok(pool.clone()),
+            None => fail!(NotFound, "pool '{name}' is not imported"),
+        }
+    }
+
+    /// What a pool is run with: the first gets most of the memory, further ones share the rest.
+    fn pool_options(&self) -> Options {
+        let share = match self.pools.read().len() {
+            0 => 60,
+            1 => 20,
+            _ => 5,
+        };
+        Options {
+            memory_bytes: (self.options.memory_limit_bytes / 100 * share).max(16 << 20),
+            commit_interval: self.options.sync_interval,
+            read_only: false,
+            log_bytes: None,
+            background_rate: self.options.scrub_rate_bytes_per_s.unwrap_or(0),
+        }
+    }
+
+    fn add(&self, pool: Arc<Pool>) -> Arc<Running> {
+        let running = Running::start(pool);
+        self.pools.write().insert(running.pool.name.clone(), running.clone());
+        running
+    }
+
+    fn remove(&self, name: &str) -> Result<Arc<Running>> {
+        match self.pools.write().remove(name) {
+            Some(pool) => Ok(pool),
+            None => fail!(NotFound, "pool '{name}' is not imported"),
+        }
+    }
+}
+
+impl Engine for CoreEngine {
+    fn create_pool(&self, request: &CreatePool) -> Result<()> {
+        let _changing = self.changing.lock();
+        if self.pools.read().contains_key(&request.name) {
+            fail!(Exists, "a pool named '{}' is imported already; choose another name", request.name);
+        }
+        qrvsa_core::engine::create::check_name(&request.name, "pool")?;
+        let geometry = match &request.geometry {
+            Some(g) => Some(Geometry::new(u32::from(g.data), u32::from(g.parity))?),
+            None => None,
+        };
+        let wanted = geometry.unwrap_or_else(|| Geometry::default_for(request.devices.len()));
+        if request.devices.len() < wanted.columns() {
+            fail!(
+                Invalid,
+                "geometry {wanted} needs at least {} devices, {} were given; give more or choose a smaller --geometry",
+                wanted.columns(),
+                request.devices.len()
+            );
+        }
+        let mut opened = devices::open_new(&request.devices, request.force)?;
+        let pool = Pool::create(
+            Environment::system(),
+            self.pool_options(),
+            &request.name,
+            geometry,
+            opened.devices().to_vec(),
+        )?;
+        opened.keep();
+        self.add(pool);
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<PoolSummary>> {
+        Ok(self.pools.read().values().map(|p| convert::status(p).summary).collect())
+    }
+
+    fn status(&self, pool: &str) -> Result<PoolStatus> {
+        Ok(convert::status(&*self.pool(pool)?))
+    }
+
+    fn import(&self, request: &ImportRequest) -> Result<ImportOutcome> {
+        let _changing = self.changing.lock();
+        if let Some(name) = &request.name
+            && self.pools.read().contains_key(name)
+        {
+            fail!(Exists, "pool '{name}' is imported already");
+        }
+        let found = devices::find_members(&request.devices, &request.search)?;
+        let mut outcome = ImportOutcome::default();
+        let mut matched = false;
+        for (id, paths) in found {
+            let name = paths[0].1.clone();
+            if request.name.as_ref().is_some_and(|n| *n != name)
+                || request.id.as_ref().is_some_and(|wanted| *wanted != format!("{id:032x}"))
+                || self.pools.read().values().any(|p| p.pool.id == id)
+            {
+                continue;
+            }
+            matched = true;
+            let result = if self.pools.read().contains_key(&name) {
+                Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("another pool named '{name}' is imported; export it before importing this one"),
+                ))
+            } else {
+                devices::open_members(&paths)
+                    .and_then(|members| Pool::import(Environment::system(), self.pool_options(), members))
+            };
+            match result {
+                Ok(pool) => {
+                    self.add(pool);
+                    outcome.imported.push(name);
+                }
+                Err(e) if request.name.is_some() => return Err(e),
+                Err(e) => outcome.failed.push((name, e)),
+            }
+        }
+        if !matched && let Some(name) = &request.name {
+            fail!(
+                NotFound,
+                "no device of pool '{name}' was found; name the directory of its devices with --search DIR"
+            );
+        }
+        Ok(outcome)
+    }
+
+    fn export(&self, pool: &str) -> Result<()> {
+        let _changing = self.changing.lock();
+        let running = self.remove(pool)?;
+        running.stop();
+        running.pool.close()
+    }
+
+    fn destroy(&self, pool: &str) -> Result<()> {
+        let _changing = self.changing.lock();
+        let running = self.remove(pool)?;
+        running.stop();
+        running.pool.destroy()
+    }
+
+    fn offline(&self, pool: &str, device: &str) -> Result<()> {
+        self.pool(pool)?.pool.offline(device)
+    }
+
+    fn online(&self, pool: &str, device: &str) -> Result<()> {
+        let running = self.pool(pool)?;
+        let path = match running.pool.find_member(device) {
+            Ok(member) => member.path(),
+            Err(_) => device.to_owned(),
+        };
+        let opened = devices::open_existing(Path::new(&path))?;
+        let candidate = Candidate::new(opened).map_err(|e| {
+            Error::new(ErrorKind::Invalid, format!("{path} is not the device that left; use 'pool replace'"))
+                .with_source(e)
+        })?;
+        running.pool.online(device, candidate)?;
+        running.start_rebuild();
+        Ok(())
+    }
+
+    fn replace(&self, pool: &str, request: &ReplaceDevice) -> Result<String> {
+        let running = self.pool(pool)?;
+        running.pool.find_member(&request.old)?;
+        let mut opened = devices::open_new(std::slice::from_ref(&request.new), request.force)?;
+        running.pool.begin_replace(&request.old, opened.devices()[0].clone())?;
+        opened.keep();
+        Ok(convert::job_id(&running, &*running.start_rebuild()))
+    }
+
+    fn scrub(&self, pool: &str, action: ScrubAction) -> Result<String> {
+        let running = self.pool(pool)?;
+        match action {
+            ScrubAction::Start => {
+                if let Some(job) = running.pool.jobs().get(JobKind::Scrub)
+                    && job.state() == JobState::Running
+                    && running.scrub_runs()
+                {
+                    fail!(Busy, "a scrub of pool '{pool}' is running; watch it with 'pool status'");
+                }
+                Ok(convert::job_id(&running, &*running.start_scrub()))
+            }
+            ScrubAction::Pause | ScrubAction::Stop => {
+                let job = running.end_scrub(action == ScrubAction::Pause)?;
+                Ok(convert::job_id(&running, &*job))
+            }
+            _ => fail!(Unsupported, "this scrub action is not known here"),
+        }
+    }
+
+    fn sync(&self, pool: &str) -> Result<()> {
+        use qrvsa_core::dataset::Host;
+        self.pool(pool)?.pool.commit_now()
+    }
+
+    fn fs_create(&self, pool: &str, request: &CreateFs) -> Result<()> {
+        let running = self.pool(pool)?;
+        for p in &request.properties {
+            running.check_property(&p.key, &p.value)?;
+        }
+        running.pool.create_dataset(&request.name)?;
+        for p in &request.properties {
+            running.set_property(&request.name, &p.key, &p.value)?;
+        }
+        Ok(())
+    }
+
+    fn fs_list(&self, pool: &str) -> Result<Vec<FsInfo>> {
+        self.pool(pool)?.list_filesystems()
+    }
+
+    fn fs_destroy(&self, fs: &FsName) -> Result<()> {
+        let running = self.pool(&fs.pool)?;
+        let name = fs.fs.as_deref().unwrap_or_default();
+        running.forget_filesystem(name);
+        running.pool.destroy_dataset(name)
+    }
+
+    fn fs_get(&self, fs: &FsName) -> Result<Vec<Property>> {
+        self.pool(&fs.pool)?.properties(fs.fs.as_deref().unwrap_or_default())
+    }
+
+    fn fs_set(&self, fs: &FsName, property: &SetProperty) -> Result<()> {
+        let running = self.pool(&fs.pool)?;
+        running.set_property(fs.fs.as_deref().unwrap_or_default(), &property.key, &property.value)
+    }
+
+    fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>> {
+        let running = self.pool(&fs.pool)?;
+        Ok(running.filesystem(fs.fs.as_deref().unwrap_or_default())?)
+    }
+
+    fn check(&self, pool: &str, deep: bool, progress: &mut dyn FnMut(CheckProgress) -> bool) -> Result<CheckReport> {
+        let running = self.pool(pool)?;
+        let total_bytes = if deep { running.pool.space.allocated_bytes().iter().sum() } else { 0 };
+        progress(CheckProgress { done_bytes: 0, total_bytes, problems: 0 });
+        let report = running.pool.check(deep, &mut |done_bytes| {
+            progress(CheckProgress { done_bytes, total_bytes, problems: 0 });
+        })?;
+        let counts = [
+            ("nodes", report.nodes),
+            ("extents", report.extents),
+            ("objects", report.objects),
+            ("bytes_verified", report.bytes_verified),
+            ("problems", report.problem_count),
+        ];
+        Ok(CheckReport {
+            problems: report.problems,
+            counts: counts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        })
+    }
+
+    fn locate(&self, fs: &FsName, ino: u64) -> Result<Vec<Fragment>> {
+        let running = self.pool(&fs.pool)?;
+        // what is only in memory has no place yet
+        {
+            use qrvsa_core::dataset::Host;
+            running.pool.commit_now()?;
+        }
+        let name = fs.fs.as_deref().unwrap_or_default();
+        let Some(dataset) = running.pool.dataset(name) else { fail!(NotFound, "'{fs}' does not exist") };
+        Ok(running.pool.locate(dataset.id, ino)?.into_iter().map(convert::fragment).collect())
+    }
+
+    fn labels(&self, device: &Path) -> Result<Vec<DebugEntry>> {
+        debug::labels(device)
+    }
+
+    fn uberblocks(&self, device: &Path) -> Result<Vec<DebugEntry>> {
+        debug::uberblocks(device)
+    }
+
+    fn jobs(&self) -> Vec<JobInfo> {
+        let pools: Vec<Arc<Running>> = self.pools.read().values().cloned().collect();
+        pools
+            .iter()
+            .flat_map(|p| p.pool.jobs().all().into_iter().map(|j| convert::job(p, &j)).collect::<Vec<_>>())
+            .collect()
+    }
+}

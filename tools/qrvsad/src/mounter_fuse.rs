@@ -1,0 +1,42 @@
+//! Mounts by the FUSE front end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use qrvsa_core::Result;
+use qrvsa_core::fs::ops::Operations;
+use qrvsa_fuse::{Mount, MountOptions, Unmount};
+
+use crate::mounter::{ActiveMount, MountSpec, Mounter, OnExit};
+
+/// Makes FUSE mounts.
+pub struct FuseMounter;
+
+struct FuseMount(Mount);
+
+impl Mounter for FuseMounter {
+    fn mount(&self, ops: Arc<dyn Operations>, spec: &MountSpec<'_>, on_exit: OnExit) -> Result<Arc<dyn ActiveMount>> {
+        let mut options = MountOptions::parse(spec.source, &spec.options.join(","))?;
+        if let Some(threads) = spec.threads {
+            options.threads = threads.max(1);
+        }
+        options.check()?;
+        let mount = qrvsa_fuse::mount(ops, spec.mountpoint, &options)?;
+        mount.on_exit(move |_| on_exit());
+        Ok(Arc::new(FuseMount(mount)))
+    }
+}
+
+impl ActiveMount for FuseMount {
+    fn unmount(&self, lazy: bool) -> Result<()> {
+        self.0.unmount(if lazy { Unmount::Lazy } else { Unmount::Normal })?;
+        if !lazy {
+            self.0.wait();
+        }
+        Ok(())
+    }
+
+    fn is_alive(&self) -> bool {
+        self.0.is_alive()
+    }
+}
