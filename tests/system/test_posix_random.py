@@ -126,7 +126,7 @@ class Twins:
 def test_same_as_the_host(t):
     """Random operations by several threads give the same results and trees as on the host's filesystem, restarts included."""
     pool = t.filesystem()
-    threads, rounds, steps = 3, t.size(2, 5), t.size(1000, 3000)
+    threads, rounds, steps = 3, t.size(2, 5), t.size(2000, 8000)
     twins = []
     for i in range(threads):
         places = [t.mkdir("host", "t%d" % i), os.path.join(pool.mountpoint, "t%d" % i)]
