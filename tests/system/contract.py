@@ -11,7 +11,7 @@ class ContractError(AssertionError):
 
 
 #: Words `pool status` uses for a pool, or a device, that lacks nothing.
-HEALTHY = {"ONLINE", "HEALTHY"}
+HEALTHY = {"ONLINE"}
 #: The word for a pool that works with devices missing.
 DEGRADED = "DEGRADED"
 
@@ -34,14 +34,13 @@ class Device:
     """One member of a pool as `pool status` shows it."""
 
     def __init__(self, obj):
-        self.path = pick(obj, "path", "name", "device") or ""
-        self.state = str(pick(obj, "state", "health")).upper()
-        errors = pick(obj, "errors", default=obj)
-        self.read_errors = int(pick(errors, "read_errors", "read"))
-        self.write_errors = int(pick(errors, "write_errors", "write"))
-        self.checksum_errors = int(pick(errors, "checksum_errors", "checksum"))
-        self.size = int(pick(obj, "capacity_bytes", "capacity", "size_bytes", "size"))
-        self.allocated = int(pick(obj, "allocated_bytes", "allocated"))
+        self.path = pick(obj, "path")
+        self.state = pick(obj, "state")
+        self.read_errors = int(pick(obj, "read_errors"))
+        self.write_errors = int(pick(obj, "write_errors"))
+        self.checksum_errors = int(pick(obj, "checksum_errors"))
+        self.size = int(pick(obj, "size_bytes"))
+        self.allocated = int(pick(obj, "allocated_bytes"))
 
     def __repr__(self):
         return "%s %s r%d w%d c%d" % (self.path, self.state, self.read_errors, self.write_errors, self.checksum_errors)
@@ -51,19 +50,20 @@ class Status:
     """`qrvsa --json pool status NAME`."""
 
     def __init__(self, obj):
-        obj = pick(obj, "pool", default=obj)
-        self.raw = obj
-        self.health = str(pick(obj, "health", "state")).upper()
-        self.usable = int(pick(obj, "usable_bytes", "usable"))
-        self.used = int(pick(obj, "used_bytes", "used"))
-        self.free = int(pick(obj, "free_bytes", "free"))
+        self.health = pick(obj, "state")
+        self.usable = int(pick(obj, "usable_bytes"))
+        self.used = int(pick(obj, "used_bytes"))
+        self.free = int(pick(obj, "free_bytes"))
         self.devices = [Device(d) for d in pick(obj, "devices")]
-        damaged = pick(obj, "damaged_files", "damaged", "errors", default=[]) or []
-        self.damaged_files = [d if isinstance(d, str) else str(pick(d, "path", "file")) for d in damaged]
+        self.at_risk = int(pick(obj, "bytes_degraded"))
+        self.lost = int(pick(obj, "bytes_lost"))
+        #: `FS:/path` each.
+        self.damaged_files = list(pick(obj, "damaged_files"))
+        self.rebuild = pick(obj, "rebuild")
 
     @property
     def healthy(self):
-        return self.health in HEALTHY
+        return self.health in HEALTHY and all(d.state in HEALTHY for d in self.devices)
 
     def device(self, path):
         """The member at `path`; its last known path counts."""
@@ -82,13 +82,17 @@ class Status:
 
 
 class Scrub:
-    """`qrvsa --json pool scrub NAME --wait`: what the pass found."""
+    """`qrvsa --json pool scrub NAME --wait`: the job at its end."""
+
+    #: Exit status when problems were found that could not be repaired.
+    FOUND_PROBLEMS = 4
 
     def __init__(self, obj):
-        obj = pick(obj, "scrub", "result", default=obj)
-        self.repaired = int(pick(obj, "repaired", "repaired_units"))
-        self.unrepairable = int(pick(obj, "unrepairable", "unrepaired", "lost"))
-        self.damaged = int(pick(obj, "damaged", "errors", "errors_found", default=self.repaired + self.unrepairable))
+        if pick(obj, "state") != "finished":
+            raise ContractError("the scrub did not finish: %r" % (obj,))
+        self.damaged = int(pick(obj, "errors_found"))
+        self.repaired = int(pick(obj, "repaired"))
+        self.unrepairable = self.damaged - self.repaired
 
     def __repr__(self):
         return "damaged %d, repaired %d, unrepairable %d" % (self.damaged, self.repaired, self.unrepairable)
@@ -97,31 +101,38 @@ class Scrub:
 class Fragment:
     """One column of one record of a file: where its bytes lie."""
 
-    def __init__(self, obj, column):
-        self.column = int(pick(obj, "column", default=column))
-        self.device = str(pick(obj, "device", "path"))
-        self.offset = int(pick(obj, "offset", "device_offset"))
-        self.length = int(pick(obj, "length", "bytes"))
+    def __init__(self, obj):
+        self.column = int(pick(obj, "column"))
+        self.role = pick(obj, "role")
+        self.device = str(pick(obj, "device"))
+        self.offset = int(pick(obj, "device_offset"))
+        self.length = int(pick(obj, "device_length"))
 
     def __repr__(self):
-        return "column %d: %s+%d,%d" % (self.column, self.device, self.offset, self.length)
+        return "column %d (%s): %s+%d,%d" % (self.column, self.role, self.device, self.offset, self.length)
 
 
 class Record:
-    """One record of a file and its fragments, data columns first."""
+    """One record of a file and its fragments by column, data first."""
 
-    def __init__(self, obj):
-        self.offset = int(pick(obj, "file_offset", "offset"))
-        self.length = int(pick(obj, "length", "bytes"))
-        self.fragments = [Fragment(f, i) for i, f in enumerate(pick(obj, "fragments", "columns"))]
+    def __init__(self, offset, length):
+        self.offset, self.length, self.fragments = offset, length, []
+
+    @property
+    def striped(self):
+        """Data and parity, not copies."""
+        return any(f.role == "parity" for f in self.fragments)
 
 
 def records(obj):
     """`qrvsa --json debug locate FILE`: the records of a file, in file order."""
-    found = pick(obj, "records", default=obj)
-    if not isinstance(found, list):
-        raise ContractError("debug locate gave no list of records: %r" % (obj,))
-    return [Record(r) for r in found]
+    found = {}
+    for f in pick(obj, "fragments", default=obj):
+        at = int(pick(f, "file_offset"))
+        found.setdefault(at, Record(at, int(pick(f, "length")))).fragments.append(Fragment(f))
+    for record in found.values():
+        record.fragments.sort(key=lambda f: f.column)
+    return [found[at] for at in sorted(found)]
 
 
 def pool_names(obj):
@@ -138,6 +149,6 @@ def config_text(settings):
     return "\n".join(lines) + "\n"
 
 
-def helper_options(socket, *options):
-    """The `-o` argument of mount(8) that leads the mount helper to a daemon on a socket of its own."""
-    return ",".join(["socket=" + socket, *options])
+def helper_environment(socket):
+    """What leads the mount helper to a daemon on a socket of its own: nothing else, so that PATH is empty."""
+    return {"QRVSA_SOCKET": socket}

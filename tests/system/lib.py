@@ -262,10 +262,11 @@ class Daemon:
         """Runs `qrvsa` on this daemon."""
         return run([binary("qrvsa"), "--socket", self.socket, *args], timeout=timeout, ok=ok, input=input)
 
-    def json(self, *args, timeout=120):
-        """The same with `--json`: the parsed answer."""
-        out = run([binary("qrvsa"), "--socket", self.socket, "--json", *args], timeout=timeout).out
-        return last_json(out)
+    def json(self, *args, timeout=120, codes=(0,)):
+        """The same with `--json`: the parsed answer. Any exit status but these is a Failure."""
+        result = run([binary("qrvsa"), "--socket", self.socket, "--json", *args], timeout=timeout, ok=False)
+        check(result.rc in codes, "%s", result)
+        return last_json(result.out)
 
     def refused(self, pattern, *args, code=None, timeout=60):
         """The command has to be refused: one clear line on stderr matching `pattern`, an exit status that is an answer
@@ -395,7 +396,7 @@ class Pool:
 
     def scrub(self):
         """One pass to its end; what it found."""
-        found = contract.Scrub(self.daemon.json("pool", "scrub", self.name, "--wait", timeout=900))
+        found = contract.Scrub(self.daemon.json("pool", "scrub", self.name, "--wait", timeout=900, codes=(0, contract.Scrub.FOUND_PROBLEMS)))
         self.t.step("scrub: %s", found)
         return found
 

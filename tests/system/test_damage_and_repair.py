@@ -63,7 +63,7 @@ def test_reads_repair_any_m_columns(t):
     for i, name in enumerate(digests):
         columns = choices[i % len(choices)]
         for r in full_rows(pool, name):
-            if len(r.fragments) == COLUMNS:
+            if len(r.fragments) == COLUMNS and r.striped:
                 fragments += [r.fragments[c] for c in columns]
                 read += [r.fragments[c] for c in columns if c < pool.k]
                 data_files |= {name for c in columns if c < pool.k}

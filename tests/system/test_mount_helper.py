@@ -36,8 +36,13 @@ def entry(directory):
     return [m for m in mounts() if m[0] == directory][-1]
 
 
+def environment(daemon):
+    return dict(os.environ, **contract.helper_environment(daemon.socket))
+
+
 def mount(daemon, source, directory, *more, ok=True, env=None):
-    return run(["/bin/mount", "-t", "fuse.qrvsa", "-o", contract.helper_options(daemon.socket, *more), source, directory], ok=ok, env=env)
+    options_ = ["-o", ",".join(more)] if more else []
+    return run(["/bin/mount", "-t", "fuse.qrvsa", *options_, source, directory], ok=ok, env=env or environment(daemon))
 
 
 @options(seconds=90)
@@ -64,12 +69,13 @@ def test_mount_and_umount(t):
 
 @options(seconds=90)
 def test_empty_environment(t):
-    """The helper works with an empty PATH and environment, as at boot."""
+    """The helper works with an empty PATH, as at boot."""
     daemon, pool, directory = prepared(t)
-    mount(daemon, "tank", directory, env={})
+    env = contract.helper_environment(daemon.socket)
+    mount(daemon, "tank", directory, env=env)
     same(entry(directory)[1], "fuse.qrvsa", "type")
-    run(["/bin/umount", directory], env={})
-    run([HELPER, "tank", directory, "-o", contract.helper_options(daemon.socket, "rw")], env={})
+    run(["/bin/umount", directory], env=env)
+    run([HELPER, "tank", directory, "-o", "rw"], env=env)
     check(is_mounted(directory), "the helper called by hand did not mount")
 
 
@@ -79,11 +85,11 @@ def test_fstab(t):
     daemon, pool, directory = prepared(t)
     daemon.cli("fs", "create", "tank/home")
     fstab = t.path("fstab")
-    opts = contract.helper_options(daemon.socket, "noauto", "nofail", "x-systemd.requires=qrvsad.service", "x-systemd.automount", "x-gvfs-hide", "noatime")
+    opts = "noauto,nofail,x-systemd.requires=qrvsad.service,x-systemd.automount,x-gvfs-hide,noatime"
     with open(fstab, "w") as f:
         f.write("tank/home %s fuse.qrvsa %s 0 0\n" % (directory, opts))
     for what in (directory, "tank/home"):
-        run(["/bin/mount", "-T", fstab, what])
+        run(["/bin/mount", "-T", fstab, what], env=environment(daemon))
         same(entry(directory)[1:3], ("fuse.qrvsa", "tank/home"), "type and source")
         check("noatime" in entry(directory)[3].split(","), "noatime is not in effect: %s", entry(directory))
         run(["/bin/umount", directory])
@@ -95,12 +101,12 @@ def test_remount(t):
     daemon, pool, directory = prepared(t)
     mount(daemon, "tank", directory)
     path = write_file(os.path.join(directory, "f"), b"x")
-    run(["/bin/mount", "-o", "remount,ro", directory])
+    run(["/bin/mount", "-o", "remount,ro", directory], env=environment(daemon))
     check("ro" in entry(directory)[3].split(","), "not ro: %s", entry(directory))
     refuses(errno.EROFS, os.open, path, os.O_WRONLY)
     refuses(errno.EROFS, os.mkdir, os.path.join(directory, "d"))
     os.stat(path)
-    run(["/bin/mount", "-o", "remount,rw", directory])
+    run(["/bin/mount", "-o", "remount,rw", directory], env=environment(daemon))
     write_file(path, b"y")
     run(["/bin/umount", directory])
     mount(daemon, "tank", directory, "ro")

@@ -18,7 +18,7 @@ def record(i):
 
 def body(seed, i):
     r = random.Random(seed * 1_000_003 + i)
-    return b"%012d" % i + r.randbytes(r.choice([0, 100, 5000, 40_000, 200_000, 700_000]))
+    return b"%012d" % i + r.randbytes(r.choice([0, 100, 5000, 40_000] * 4 + [300_000]))
 
 
 def version(i):
