@@ -27,7 +27,7 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import proc  # noqa: E402
-from lib import Test  # noqa: E402
+from lib import Test, binary  # noqa: E402
 
 PREFIX = "qrvsa-test-"
 
@@ -136,6 +136,9 @@ class Runner:
                 test.wait(10)
             except subprocess.TimeoutExpired:
                 left.append("the test process itself")
+        deadline = time.monotonic() + 1  # what was told to end a moment ago may take one
+        while any(proc.is_live(p) for p in proc.descendants(os.getpid())) and time.monotonic() < deadline:
+            time.sleep(0.05)
         left += ["process %d" % pid for pid in sorted(proc.end_descendants(os.getpid()))]
         left += ["mount %s" % m for m in proc.mounts_below(directory)]
         proc.unmount_below(directory)
@@ -215,6 +218,11 @@ def main():
     tests = [x for x in tests if args.long or not x[1].long_only or x[0] in args.names]
     if not tests:
         sys.exit("no test matches")
+    if not args.against:
+        try:
+            binary("qrvsad"), binary("qrvsa")
+        except proc.Failure as e:
+            sys.exit(str(e))
     for s in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, lambda n, f: sys.exit(128 + n))
     runner = Runner(args)

@@ -103,7 +103,7 @@ def test_no_acknowledged_transaction_is_lost(t):
     server.sql("CREATE TABLE acked (id bigint PRIMARY KEY, body text)")
     acked = set()
     for n in range(t.size(2, 3)):
-        bench = t.spawn(server.cmd("pgbench", "-h", server.sockets, "-c", 2, "-j", 1, "-T", 60, "postgres"), log=t.path("pgbench.log"))
+        bench = t.spawn(server.cmd("pgbench", "-n", "-h", server.sockets, "-c", 2, "-j", 1, "-T", 60, "postgres"), log=t.path("pgbench.log"))
         clients = [Client(server, i + 1) for i in range(2)]
         wait_for(lambda: all(len(c.acked()) > 20 for c in clients), 90, "clients to commit")
         time.sleep(t.random.uniform(*t.size((2, 4), (8, 12))))
