@@ -17,7 +17,7 @@ def test_every_answer_is_json(t):
     pool.sync()
     for args in (["pool", "list"], ["pool", "status", "tank"], ["fs", "list", "tank"], ["fs", "create", "tank/a"], ["fs", "get", "tank/a"],
                  ["pool", "scrub", "tank", "--wait"], ["check", "tank"], ["pool", "sync", "tank"], ["debug", "locate", os.path.join(directory, "f")],
-                 ["fs", "destroy", "tank/a"]):
+                 ["fs", "destroy", "tank/a", "--force"]):
         out = daemon.cli("--json", *args).out
         try:
             json.loads(out)
@@ -71,7 +71,7 @@ def test_properties(t):
     check(re.search(r"65536|64 ?K", value), "the property after a restart: %s", value)
     names = daemon.cli("fs", "list", "tank").out
     check("tank/a" in names, "fs list: %s", names)
-    daemon.cli("fs", "destroy", "tank/a")
+    daemon.cli("fs", "destroy", "tank/a", "--force")
     check("tank/a" not in daemon.cli("fs", "list", "tank").out, "destroyed, but listed")
 
 

@@ -23,7 +23,7 @@ def commands(path):
 
 def run_document(t, name):
     demo, mnt = t.path("demo"), t.path("demo-mnt")
-    env = dict(os.environ, DEMO_DIR=demo, DEMO_MNT=mnt, DEMO_SIZE="1G", SKIP_BUILD="1", QRVSA_SOCKET=os.path.join(demo, "qrvsad.sock"),
+    env = dict(os.environ, DEMO_DIR=demo, DEMO_MNT=mnt, DEMO_SIZE="4G", SKIP_BUILD="1", QRVSA_SOCKET=os.path.join(demo, "qrvsad.sock"),
                PATH=os.path.dirname(binary("qrvsa")) + ":" + os.environ["PATH"])
     for key in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         env.pop(key, None)

@@ -174,9 +174,6 @@ def test_more_devices_lost_than_redundancy(t):
     for device in gone:
         os.rename(device + ".away", device)
     daemon.restart()
-    if "tank" not in daemon.pools():
-        daemon.cli("pool", "import", "--search", t.path("disks"), "tank")
-    if not os.path.ismount(pool.mountpoint):
-        pool.mount(pool.mountpoint)
+    pool.wait_mounted()
     check(trees.digest(path) == wanted, "wrong content after the devices returned")
     check(pool.status().healthy, "not whole with all devices back: %s", pool.status())
