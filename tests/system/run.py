@@ -74,6 +74,20 @@ def panics(directory):
     return found
 
 
+def wait_and_reap(child, seconds):
+    """Waits for a child, and meanwhile collects orphans that came to us, so that none stays a zombie that looks alive."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            time.sleep(0.02)
+        elif ended.si_pid == child.pid:
+            return child.wait()
+        else:
+            os.waitpid(ended.si_pid, 0)
+    raise subprocess.TimeoutExpired(child.args, seconds)
+
+
 class Runner:
     def __init__(self, args):
         self.args = args
@@ -102,7 +116,7 @@ class Runner:
             test = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                                     preexec_fn=proc.die_with_parent)
             try:
-                if test.wait(limit) != 0:
+                if wait_and_reap(test, limit) != 0:
                     complaint = "failed"
             except subprocess.TimeoutExpired:
                 complaint = "no end after %d s" % limit
