@@ -1,0 +1,50 @@
+# What people and machines run. Each target says what it does: make help
+SHELL := /bin/bash
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# of the demo: make up DEMO_MNT=/mnt/elsewhere
+export DEMO_DIR DEMO_MNT DEMO_SIZE PURGE SKIP_BUILD
+# of the installation: make install PREFIX=/usr DESTDIR=/tmp/package
+export DESTDIR PREFIX
+# of the benchmarks
+export BENCH_DIR
+
+.PHONY: help build up down test test-quick test-long lint bench install clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## build the programs, optimised
+	@tools/dev/need.sh build
+	cargo build --release --locked -p qrvsa -p qrvsad
+
+up: ## start the demo: a pool of four files, mounted; again: bring back what is missing
+	@tools/demo/up.sh
+
+down: ## end the demo, keep its pool; PURGE=1 removes it
+	@tools/demo/down.sh
+
+test: test-long ## everything: lints, unit, property and system tests at full size
+
+test-long:
+	@tools/dev/need.sh build mount lint test
+	@tools/dev/test.sh long
+
+test-quick: ## the same with small sizes and without the long tests
+	@tools/dev/need.sh build mount lint test
+	@tools/dev/test.sh quick
+
+lint: ## formatting and lints
+	@tools/dev/need.sh build lint
+	@tools/dev/lint.sh
+
+bench: ## measure beside btrfs and zfs-fuse; writes docs/performance.md
+	@tools/dev/need.sh build mount bench
+	@tests/bench/run.sh
+
+install: ## programs, mount helper, units, manuals, completions (PREFIX, DESTDIR)
+	@[ -n "$(SKIP_BUILD)" ] || $(MAKE) --no-print-directory build
+	@tools/dev/install.sh
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Runs the system tests: one process per test, one line per test, nothing left behind.
+
+    run.py [--quick | --long] [--list] [--keep] [--seed N] [--against DIR] [NAME...]
+
+NAME selects by substring of `file.test`. `--against DIR` runs those tests that need nothing but a directory on another
+filesystem: it checks the tests, not the program. Ends with the line `N passed, N failed`, and exit status 1 if any failed.
+
+A test has a deadline. When it passes, the daemons of the test are killed first, which frees whoever waits for their mounts.
+After each test, kept or failed, its processes, mounts and loop devices are gone; what a test that says it succeeded left
+behind makes it fail.
+"""
+import argparse
+import faulthandler
+import glob
+import importlib
+import inspect
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+import proc  # noqa: E402
+from lib import Test, binary  # noqa: E402
+
+PREFIX = "qrvsa-test-"
+
+
+def discover():
+    """(name, function, promise) of every test, in the order of files and lines."""
+    found = []
+    for path in sorted(glob.glob(os.path.join(HERE, "test_*.py"))):
+        module = importlib.import_module(os.path.basename(path)[:-3])
+        tests = [f for n, f in vars(module).items() if n.startswith("test_") and inspect.isfunction(f) and f.__module__ == module.__name__]
+        for f in sorted(tests, key=lambda f: f.__code__.co_firstlineno):
+            promise = (f.__doc__ or "").strip().split("\n")[0]
+            assert promise, "%s.%s has no promise" % (module.__name__, f.__name__)
+            found.append((module.__name__[5:] + "." + f.__name__[5:], f, promise))
+    return found
+
+
+def child(args):
+    """Runs one test in this process; exit status 0 if it held."""
+    name, directory, run_dir = args.one, args.dir, args.run_dir
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    function = dict((n, f) for n, f, _ in discover())[name]
+    t = Test(directory, run_dir, name, long=args.long, against=args.against, seed=args.seed)
+    t.step("%s, seed %d", name, t.seed)
+    failed = False
+    try:
+        function(t)
+    except BaseException:
+        failed = True
+        traceback.print_exc()
+    for problem in t.close():
+        failed = True
+        print(problem, flush=True)
+    sys.stdout.flush()
+    os._exit(1 if failed else 0)  # no waiting for threads that hang in a dead mount
+
+
+def panics(directory):
+    """Lines of the test's daemon logs that tell of a panic."""
+    found = []
+    for log in glob.glob(os.path.join(directory, "*.log")):
+        with open(log, errors="replace") as f:
+            found += ["%s: %s" % (os.path.basename(log), line.strip()) for line in f if "panicked at" in line]
+    return found
+
+
+def wait_and_reap(child, seconds):
+    """Waits for a child, and meanwhile collects orphans that came to us, so that none stays a zombie that looks alive."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            time.sleep(0.02)
+        elif ended.si_pid == child.pid:
+            return child.wait()
+        else:
+            os.waitpid(ended.si_pid, 0)
+    raise subprocess.TimeoutExpired(child.args, seconds)
+
+
+class Runner:
+    def __init__(self, args):
+        self.args = args
+        base = os.environ.get("QRVSA_TEST_TMP", "/var/tmp")
+        sweep(base)
+        self.run_dir = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+        os.chmod(self.run_dir, 0o755)  # the database server runs as another user
+        self.logs = os.path.join(self.run_dir, "logs")
+        os.mkdir(self.logs)
+        with open(os.path.join(self.run_dir, "runner"), "w") as f:
+            f.write("%d %s\n" % (os.getpid(), proc.start_time(os.getpid())))
+        proc.become_subreaper()
+
+    def one(self, name, function):
+        """(seconds, complaint or None)"""
+        directory = os.path.join(self.run_dir, name)
+        log = os.path.join(self.logs, name + ".log")
+        limit = function.long_seconds if self.args.long else function.seconds
+        cmd = [sys.executable, os.path.abspath(__file__), "--one", name, "--dir", directory, "--run-dir", self.run_dir]
+        cmd += ["--long"] if self.args.long else []
+        cmd += ["--against", self.args.against] if self.args.against else []
+        cmd += ["--seed", str(self.args.seed)] if self.args.seed is not None else []
+        begin = time.monotonic()
+        complaint = None
+        with open(log, "wb") as out:
+            test = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                                    preexec_fn=proc.die_with_parent)
+            try:
+                if wait_and_reap(test, limit) != 0:
+                    complaint = "failed"
+            except subprocess.TimeoutExpired:
+                complaint = "no end after %d s" % limit
+                test.send_signal(signal.SIGUSR1)  # its stack into the log
+                time.sleep(0.5)
+        seconds = time.monotonic() - begin
+        left = self.clean(directory, test)
+        if complaint is None and left:
+            complaint = "left behind: " + ", ".join(left)
+        broken = panics(directory)
+        if broken:
+            complaint = (complaint or "") + " panic: " + "; ".join(broken[:2])
+        if complaint:
+            for path in glob.glob(os.path.join(directory, "*.log")):
+                shutil.copy(path, os.path.join(self.logs, "%s.%s" % (name, os.path.basename(path))))
+        elif not self.args.keep:
+            os.unlink(log)
+        if not self.args.keep:
+            proc.remove_tree(directory)
+        return seconds, complaint
+
+    def clean(self, directory, test=None):
+        """Ends and undoes whatever lives in a test's directory; names what the test should have ended itself."""
+        if test is not None and test.poll() is None:
+            # the daemons first: who waits for their mounts cannot even be killed before
+            proc.end_recorded(self.run_dir)
+            proc.kill_group(test.pid)
+        left = []
+        if test is not None:
+            try:
+                test.wait(10)
+            except subprocess.TimeoutExpired:
+                left.append("the test process itself")
+        deadline = time.monotonic() + 1  # what was told to end a moment ago may take one
+        while any(proc.is_live(p) for p in proc.descendants(os.getpid())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left += ["process %d" % pid for pid in sorted(proc.end_descendants(os.getpid()))]
+        left += ["mount %s" % m for m in proc.mounts_below(directory)]
+        proc.unmount_below(directory)
+        left += ["loop device %s" % d for d, _ in proc.loops_below(directory)]
+        proc.detach_below(directory)
+        try:
+            os.unlink(os.path.join(self.run_dir, "pids"))
+        except FileNotFoundError:
+            pass
+        return left
+
+    def show(self, name):
+        """The ends of a failed test's logs."""
+        for path in sorted(glob.glob(os.path.join(self.logs, name + ".*log"))):
+            with open(path, errors="replace") as f:
+                tail = f.read().splitlines()[-25:]
+            print("    --- %s" % os.path.basename(path))
+            for line in tail:
+                print("    " + line[:400])
+        sys.stdout.flush()
+
+    def finish(self, failed):
+        self.clean(self.run_dir)
+        if failed or self.args.keep:
+            print("logs kept in %s" % self.logs)
+        else:
+            proc.remove_tree(self.run_dir)
+
+
+def sweep(base):
+    """Cleans up after runners that were killed. Directories that hold the logs of failed tests stay."""
+    for run_dir in glob.glob(os.path.join(base, PREFIX + "*")):
+        try:
+            with open(os.path.join(run_dir, "runner")) as f:
+                pid, start = (int(x) for x in f.read().split())
+        except (OSError, ValueError):
+            continue
+        if proc.start_time(pid) == start:
+            continue  # at work
+        proc.end_recorded(run_dir)
+        proc.unmount_below(run_dir)
+        proc.detach_below(run_dir)
+        for entry in os.listdir(run_dir):
+            if entry not in ("logs", "runner"):
+                path = os.path.join(run_dir, entry)
+                proc.remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+        try:
+            os.rmdir(os.path.join(run_dir, "logs"))
+            proc.remove_tree(run_dir)
+        except OSError:
+            os.unlink(os.path.join(run_dir, "runner"))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="small sizes, without the long tests (the default)")
+    mode.add_argument("--long", action="store_true", help="full sizes and all tests")
+    p.add_argument("--list", action="store_true", help="only list the tests and what they promise")
+    p.add_argument("--keep", action="store_true", help="keep logs and directories")
+    p.add_argument("--seed", type=int, help="repeat a random run")
+    p.add_argument("--against", metavar="DIR", help="run the tests that need only a directory, there")
+    p.add_argument("names", nargs="*")
+    for hidden in ("--one", "--dir", "--run-dir"):
+        p.add_argument(hidden, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one:
+        child(args)
+    tests = [(n, f, text) for n, f, text in discover()
+             if (not args.names or any(x in n for x in args.names)) and (not args.against or f.anywhere)]
+    if args.list:
+        for name, f, text in tests:
+            print("%-44s %s%s" % (name, "(long) " if f.long_only else "", text))
+        return
+    if os.geteuid() != 0:
+        sys.exit("the system tests mount filesystems and attach loop devices: run them as root")
+    tests = [x for x in tests if args.long or not x[1].long_only or x[0] in args.names]
+    if not tests:
+        sys.exit("no test matches")
+    if not args.against:
+        try:
+            binary("qrvsad"), binary("qrvsa")
+        except proc.Failure as e:
+            sys.exit(str(e))
+    for s in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, lambda n, f: sys.exit(128 + n))
+    runner = Runner(args)
+    passed, failed = 0, []
+    try:
+        for i, (name, function, _) in enumerate(tests):
+            seconds, complaint = runner.one(name, function)
+            print("[%3d/%d] %-5s %7.1f s  %s%s" % (i + 1, len(tests), "FAIL" if complaint else "ok", seconds, name,
+                                                   "  (%s)" % complaint if complaint else ""), flush=True)
+            if complaint:
+                failed.append(name)
+                runner.show(name)
+            else:
+                passed += 1
+    finally:
+        runner.finish(failed)
+    if failed:
+        print("failed: " + " ".join(failed))
+    print("%d passed, %d failed" % (passed, len(failed)))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""mount(8) and umount(8): the helper, fstab entries, options, remounting, what /proc/mounts shows."""
+import errno
+import os
+import stat
+
+import contract
+from lib import GIB, Daemon, binary, check, is_mounted, options, run, same, wait_for
+from proc import mounts
+from syscalls import refuses, write_file
+
+HELPER = "/sbin/mount.fuse.qrvsa"
+
+
+def install_helper(t):
+    """mount(8) looks for the helper in /sbin alone; what was there comes back at the end."""
+    if os.path.lexists(HELPER):
+        kept = t.path("helper.kept")
+        run(["cp", "-a", "--remove-destination", HELPER, kept])
+        t.defer(run, ["cp", "-a", "--remove-destination", kept, HELPER])
+        os.unlink(HELPER)
+    else:
+        t.defer(os.unlink, HELPER)
+    os.symlink(binary("qrvsa"), HELPER)
+
+
+def prepared(t):
+    install_helper(t)
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=GIB)
+    directory = t.mkdir("mnt")
+    t.defer(lambda: run(["umount", directory], ok=False) if is_mounted(directory) else None)
+    return daemon, pool, directory
+
+
+def entry(directory):
+    return [m for m in mounts() if m[0] == directory][-1]
+
+
+def environment(daemon):
+    return dict(os.environ, **contract.helper_environment(daemon.socket))
+
+
+def mount(daemon, source, directory, *more, ok=True, env=None):
+    options_ = ["-o", ",".join(more)] if more else []
+    return run(["/bin/mount", "-t", "fuse.qrvsa", *options_, source, directory], ok=ok, env=env or environment(daemon))
+
+
+@options(seconds=90)
+def test_mount_and_umount(t):
+    """mount -t fuse.qrvsa POOL DIR returns when it serves and shows as fuse.qrvsa with the pool as source; umount works."""
+    daemon, pool, directory = prepared(t)
+    for _ in range(5):
+        mount(daemon, "tank", directory)
+        os.listdir(directory)
+        same(entry(directory)[1:3], ("fuse.qrvsa", "tank"), "type and source")
+        with open("/proc/mounts") as f:
+            check(any(line.split()[:3] == ["tank", directory, "fuse.qrvsa"] for line in f), "/proc/mounts has no such line")
+        write_file(os.path.join(directory, "f"), b"x")
+        run(["/bin/umount", directory])
+        check(not is_mounted(directory), "still mounted after umount")
+    mount(daemon, "tank", directory)
+    check(os.path.exists(os.path.join(directory, "f")), "the file is gone")
+    held = os.open(os.path.join(directory, "f"), os.O_RDONLY)
+    result = run(["/bin/umount", directory], ok=False)
+    check(result.rc != 0 and "busy" in result.err, "umount of a busy mount: %s", result)
+    os.close(held)
+    run(["/bin/umount", directory])
+
+
+@options(seconds=90)
+def test_empty_environment(t):
+    """The helper works with an empty PATH, as at boot."""
+    daemon, pool, directory = prepared(t)
+    env = contract.helper_environment(daemon.socket)
+    mount(daemon, "tank", directory, env=env)
+    same(entry(directory)[1], "fuse.qrvsa", "type")
+    run(["/bin/umount", directory], env=env)
+    run([HELPER, "tank", directory, "-o", "rw"], env=env)
+    check(is_mounted(directory), "the helper called by hand did not mount")
+
+
+@options(seconds=90)
+def test_fstab(t):
+    """An fstab entry with noauto, x-systemd.* and comment options mounts by directory or by source."""
+    daemon, pool, directory = prepared(t)
+    daemon.cli("fs", "create", "tank/home")
+    fstab = t.path("fstab")
+    opts = "noauto,nofail,x-systemd.requires=qrvsad.service,x-systemd.automount,x-gvfs-hide,noatime"
+    with open(fstab, "w") as f:
+        f.write("tank/home %s fuse.qrvsa %s 0 0\n" % (directory, opts))
+    for what in (directory, "tank/home"):
+        run(["/bin/mount", "-T", fstab, what], env=environment(daemon))
+        same(entry(directory)[1:3], ("fuse.qrvsa", "tank/home"), "type and source")
+        check("noatime" in entry(directory)[3].split(","), "noatime is not in effect: %s", entry(directory))
+        run(["/bin/umount", directory])
+
+
+@options(seconds=90)
+def test_remount(t):
+    """remount,ro makes writing EROFS, remount,rw brings it back; ro, nosuid, nodev, relatime, strictatime, lazytime, dev, suid are taken."""
+    daemon, pool, directory = prepared(t)
+    mount(daemon, "tank", directory)
+    path = write_file(os.path.join(directory, "f"), b"x")
+    run(["/bin/mount", "-o", "remount,ro", directory], env=environment(daemon))
+    check("ro" in entry(directory)[3].split(","), "not ro: %s", entry(directory))
+    refuses(errno.EROFS, os.open, path, os.O_WRONLY)
+    refuses(errno.EROFS, os.mkdir, os.path.join(directory, "d"))
+    os.stat(path)
+    run(["/bin/mount", "-o", "remount,rw", directory], env=environment(daemon))
+    write_file(path, b"y")
+    run(["/bin/umount", directory])
+    mount(daemon, "tank", directory, "ro")
+    refuses(errno.EROFS, os.open, path, os.O_WRONLY)
+    run(["/bin/umount", directory])
+    for option in ("relatime", "strictatime", "lazytime", "nosuid", "nodev", "noexec", "dev", "suid", "rw", "noatime"):
+        mount(daemon, "tank", directory, option)
+        check(is_mounted(directory), "-o %s did not mount", option)
+        run(["/bin/umount", directory])
+    # dev and suid really work
+    mount(daemon, "tank", directory, "dev", "suid")
+    node = os.path.join(directory, "zero")
+    os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    with open(node, "rb") as f:
+        same(f.read(4), bytes(4), "reading a device node on the mount")
+
+
+@options(seconds=90)
+def test_refusals(t):
+    """An unknown pool or option, a busy or missing directory: exit status and one line, nothing mounted, no daemon hurt."""
+    daemon, pool, directory = prepared(t)
+    for source, target, more in (("nothere", directory, ()), ("tank/nothere", directory, ()), ("tank", t.path("missing"), ()), ("tank", directory, ("nonsense=1",))):
+        result = mount(daemon, source, target, *more, ok=False)
+        check(0 < result.rc < 126 and result.rc != contract.PANIC_EXIT, "mount %s %s %s: exit %s", source, target, more, result.rc)
+        check(result.err.strip() and "panicked" not in result.err, "no clear error: %r", result.err)
+        check(not is_mounted(directory), "mounted all the same: %s %s", source, more)
+        t.step("%s", result.err.strip())
+    daemon.stop()
+    result = mount(daemon, "tank", directory, ok=False)
+    check(result.rc != 0 and result.err.strip(), "without a daemon: %s", result)
+    daemon.start()
+    mount(daemon, "tank", directory)
+
+
+@options(seconds=90)
+def test_several_mounts(t):
+    """Filesystems of one pool are separate trees; one filesystem on two directories is one tree; umount of one leaves the other."""
+    daemon, pool, directory = prepared(t)
+    daemon.cli("fs", "create", "tank/a")
+    daemon.cli("fs", "create", "tank/b")
+    places = {n: t.mkdir("m-" + n) for n in ("a", "b", "a2")}
+    for n, place in places.items():
+        daemon.cli("mount", "tank/" + n[0], place)
+        t.defer(lambda p=place: run(["umount", p], ok=False) if is_mounted(p) else None)
+    write_file(os.path.join(places["a"], "f"), b"a")
+    same(os.listdir(places["b"]), [], "names in another filesystem")
+    wait_for(lambda: os.path.exists(os.path.join(places["a2"], "f")), 5, "a second mount to show the file")
+    daemon.cli("umount", places["a"])
+    check(os.path.exists(os.path.join(places["a2"], "f")), "the second mount is gone")
+    daemon.cli("fs", "destroy", "tank/b", ok=False)
+    check(is_mounted(places["b"]), "a mounted filesystem was destroyed")

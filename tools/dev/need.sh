@@ -1,0 +1,67 @@
+#!/bin/bash
+# need.sh GROUP...: installs with apt what the groups need and is not there. Does nothing, and asks nobody, when all is.
+#   build  compiler and linker      mount  FUSE      test  system tests      lint  linters of scripts      bench  peers
+set -u
+missing=()
+# need PROGRAM PACKAGE: by the program, so that one from elsewhere counts
+need() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null || missing+=("$2"); }
+for group in "$@"; do
+  case $group in
+    build)
+      need gcc gcc
+      need make make
+      need pkg-config pkg-config
+      [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+      ;;
+    mount) need fusermount3 fuse3 ;;
+    lint)
+      need shellcheck shellcheck
+      need python3 python3
+      python3 -c 'import pyflakes' 2> /dev/null || need pyflakes3 pyflakes3
+      ;;
+    test)
+      need python3 python3
+      need fio fio
+      need setfacl acl
+      need setfattr attr
+      need mkfs.ext4 e2fsprogs
+      need mkfs.xfs xfsprogs
+      need mkfs.btrfs btrfs-progs
+      need rsync rsync
+      need losetup mount
+      need setpriv util-linux
+      need md5sum coreutils
+      need find findutils
+      compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
+      ;;
+    bench)
+      need fio fio
+      need python3 python3
+      need mkfs.btrfs btrfs-progs
+      need zfs-fuse zfs-fuse
+      need losetup mount
+      ;;
+    *)
+      echo "need.sh: unknown group $group" >&2
+      exit 2
+      ;;
+  esac
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+if ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then
+  echo "missing: ${missing[*]}; install them, or run this as root on Debian" >&2
+  exit 1
+fi
+echo "installing ${missing[*]}"
+case " ${missing[*]} " in
+  *' postgresql '*)
+    # only its programs are wanted: no cluster, no server at boot
+    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+      mkdir -p /etc/postgresql-common
+      echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+    fi
+    ;;
+esac
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
+apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null

@@ -1,0 +1,64 @@
+#!/bin/bash
+# test.sh quick|long: lints, unit and property tests, system tests; one summary line at the end. A part that fails does
+# not keep the others from running. Whatever a test leaves (mounts, loop devices, processes) is cleaned up by its runner.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+mode=${1:-long}
+begin=$SECONDS
+passed=0 failed=0
+log=$(mktemp)
+child=
+trap 'rm -f "$log"' EXIT
+trap '[ -z "$child" ] || kill -TERM "$child"; wait; exit 130' INT TERM HUP
+
+# Runs a part with its output shown and kept in $log.
+part() {
+  printf '\n==== %s (after %d s)\n' "$1" $((SECONDS - begin))
+  shift
+  : > "$log"
+  "$@" > >(tee "$log") 2>&1 &
+  child=$!
+  wait "$child"
+  local rc=$?
+  child=
+  sleep 0.2 # tee
+  return $rc
+}
+
+# Adds what the part's own summary counted; a part that broke without a count is one failure.
+count() {
+  local rc=$1 p=$2 f=$3
+  passed=$((passed + p))
+  failed=$((failed + f))
+  [ "$rc" = 0 ] || [ "$f" != 0 ] || failed=$((failed + 1))
+}
+sum() { awk -v re="$1" '{ s = $0; while (match(s, re)) { t = substr(s, RSTART, RLENGTH); n += t; s = substr(s, RSTART + RLENGTH) } } END { print n + 0 }' "$log"; }
+
+part "lint" tools/dev/lint.sh
+rc=$?
+count $rc $((rc == 0)) 0
+
+if command -v cargo-nextest > /dev/null; then
+  part "unit and property tests" cargo nextest run --workspace --locked --no-fail-fast --status-level fail --hide-progress-bar --no-tests pass
+  rc=$?
+  count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
+else
+  part "unit and property tests" cargo test --workspace --locked --no-fail-fast --quiet --lib --bins --tests
+  rc=$?
+  count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
+fi
+part "examples in the documentation" cargo test --workspace --locked --quiet --doc
+rc=$?
+count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
+
+if part "release build" cargo build --release --locked -p qrvsa -p qrvsad; then
+  part "system tests" python3 tests/system/run.py "--$mode"
+  rc=$?
+  count $rc "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $1 } END { print n + 0 }' "$log")" \
+    "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $3 } END { print n + 0 }' "$log")"
+else
+  count 1 0 0
+fi
+
+printf '\n%d s\n%d passed, %d failed\n' $((SECONDS - begin)) "$passed" "$failed"
+[ "$failed" = 0 ]
