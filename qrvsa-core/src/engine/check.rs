@@ -9,8 +9,8 @@ use super::Pool;
 use super::commit::POOL_TREE;
 use crate::dataset::nodes::Nodes;
 use crate::error::{Error, Result};
-use crate::fs::store::{ItemSource, Value};
-use crate::object::KIND_EXTENT;
+use crate::fs::store::{ItemSource, ObjectRef, Value};
+use crate::object::{Items, KIND_EXTENT, Objects};
 use crate::pool::bitmap::Bitmap;
 use crate::pool::format::entries::{
     CHUNK_ROWS, Class, DatasetEntry, GROUP_OBJECT_BASE, GroupEntry, ZoneRef, bitmap_key, kind,
@@ -195,7 +195,9 @@ impl Pool {
         for dataset in &datasets {
             let (root, _) = Root::decode(&dataset.root)?;
             structural(&mut report, &self.meta, &root, dataset.id);
-            let frozen = Frozen { nodes: &self.meta, root, hash_seed: dataset.hash_seed };
+            let items = Arc::new(FrozenItems { nodes: self.meta.clone(), root, hash_seed: dataset.hash_seed });
+            let contents = Objects::new(Arc::new(super::pool_io::PoolIo::new(self)), items.clone());
+            let frozen = Frozen { items, contents };
             let name =
                 if dataset.name.is_empty() { self.name.clone() } else { format!("{}/{}", self.name, dataset.name) };
             let mut texts = Vec::new();
@@ -274,22 +276,57 @@ impl Pool {
 }
 
 /// A committed state of a dataset.
-struct Frozen<'a> {
-    nodes: &'a Nodes,
+struct Frozen {
+    items: Arc<FrozenItems>,
+    contents: Objects,
+}
+
+struct FrozenItems {
+    nodes: Arc<Nodes>,
     root: Root,
     hash_seed: u64,
 }
 
-impl ItemSource for Frozen<'_> {
+impl Items for FrozenItems {
     fn get(&self, key: Key) -> Result<Option<Value>> {
-        tree::get(self.nodes, &self.root, key)
+        tree::get(&*self.nodes, &self.root, key)
     }
 
     fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
-        tree::scan(self.nodes, &self.root, from, to, limit)
+        tree::scan(&*self.nodes, &self.root, from, to, limit)
+    }
+
+    fn put_syncing(&self, _: Key, _: Value) {
+        unreachable!("a committed state is not changed");
+    }
+
+    fn delete_syncing(&self, _: Key) {
+        unreachable!("a committed state is not changed");
+    }
+}
+
+impl ItemSource for Frozen {
+    fn get(&self, key: Key) -> Result<Option<Value>> {
+        self.items.get(key)
+    }
+
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
+        self.items.scan(from, to, limit)
     }
 
     fn hash_seed(&self) -> u64 {
-        self.hash_seed
+        self.items.hash_seed
+    }
+
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.contents.read(object, offset, buf)
+    }
+
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>> {
+        self.contents.next_data(object, offset)
+    }
+
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64> {
+        self.contents.next_hole(object, offset)
     }
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::fs::dirent::{self, Dirent, INDEX_FIRST, KIND_DIRINDEX, dirindex_key, validate_name};
 use crate::fs::filesystem::FileSystem;
-use crate::fs::inode::{Inode, SIZE_MAX};
+use crate::fs::inode::{Inode, SIZE_MAX, inode_key};
 use crate::fs::ops::{Attr, DirEntry, Ino, ROOT_INO, StatFs};
 use crate::fs::store::Store;
 use crate::tree::Key;
@@ -144,33 +144,9 @@ impl<S: Store> FileSystem<S> {
         Err(Error::posix(Errno::ELOOP))
     }
 
-    /// A path of an inode from the root, starting with `/`, for people: names may change meanwhile. `None` when it is
-    /// not known (a deleted inode, or a file whose remembered name was removed).
+    /// See [`path_of`].
     pub fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
-        let mut names = Vec::new();
-        let mut at = ino;
-        while at != ROOT_INO {
-            if names.len() >= PATH_DEPTH_MAX {
-                return None;
-            }
-            let inode = self.load(at).ok()?;
-            let value = self.store.get(dirindex_key(inode.parent, inode.parent_index)).ok()??;
-            let entry = dirent::decode_index(inode.parent_index, &value).ok()?;
-            if entry.ino != at {
-                return None;
-            }
-            names.push(entry.name);
-            at = inode.parent;
-        }
-        if names.is_empty() {
-            return Some(b"/".to_vec());
-        }
-        let mut path = Vec::new();
-        for name in names.iter().rev() {
-            path.push(b'/');
-            path.extend_from_slice(name);
-        }
-        Some(path)
+        path_of(&*self.store, ino)
     }
 
     /// The inode of a path from the root. Symbolic links are not followed.
@@ -184,4 +160,33 @@ impl<S: Store> FileSystem<S> {
         }
         Ok(at)
     }
+}
+
+/// A path of an inode from the root, starting with `/`, for people: names may change meanwhile. `None` when it is not
+/// known (a deleted inode, or a file whose remembered name was removed).
+pub fn path_of<S: Store>(store: &S, ino: Ino) -> Option<Vec<u8>> {
+    let mut names = Vec::new();
+    let mut at = ino;
+    while at != ROOT_INO {
+        if names.len() >= PATH_DEPTH_MAX {
+            return None;
+        }
+        let inode = Inode::decode(&store.get(inode_key(at)).ok()??).ok()?;
+        let value = store.get(dirindex_key(inode.parent, inode.parent_index)).ok()??;
+        let entry = dirent::decode_index(inode.parent_index, &value).ok()?;
+        if entry.ino != at {
+            return None;
+        }
+        names.push(entry.name);
+        at = inode.parent;
+    }
+    if names.is_empty() {
+        return Some(b"/".to_vec());
+    }
+    let mut path = Vec::new();
+    for name in names.iter().rev() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    Some(path)
 }

@@ -184,7 +184,8 @@ impl<S: Store> FileSystem<S> {
             }
             return Ok((hole, 0));
         }
-        buf.resize(len.min(CHUNK as u64) as usize, 0);
+        let hole_at = self.find_hole(from.0, from.1)?;
+        buf.resize(len.min(hole_at - from.1).min(CHUNK as u64) as usize, 0);
         let read = self.read_contents(from.0, from.1, buf)?;
         let written = self.write_contents(to.0, to.1, &buf[..read], false, false)?;
         Ok((written as u64, written as u64))

@@ -18,6 +18,7 @@
 
 pub mod acl;
 mod attr;
+pub mod check;
 mod contents;
 mod directory;
 pub mod dirent;
@@ -26,6 +27,8 @@ mod fallocate;
 mod filesystem;
 pub mod inode;
 mod locks;
+#[cfg(any(test, feature = "test-util"))]
+pub mod mem_store;
 mod namei;
 mod open_files;
 pub mod ops;
@@ -33,16 +36,10 @@ mod rename;
 mod seek;
 pub mod store;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod xattr;
 
+pub use check::{CheckCounts, check};
+pub use directory::path_of;
 pub use filesystem::{AtimeMode, FileSystem, FormatOptions, Options};
-
-pub fn path_of<S: store::Store>(_s: &S, _ino: u64) -> Option<Vec<u8>> {
-    None
-}
-pub struct CheckCounts {
-    pub inodes: u64,
-}
-pub fn check<S: store::ItemSource>(_s: &S, _r: &mut dyn FnMut(String)) -> crate::Result<CheckCounts> {
-    Ok(CheckCounts { inodes: 0 })
-}

@@ -80,6 +80,50 @@ pub trait ItemSource {
 
     /// Seed of name hashes.
     fn hash_seed(&self) -> u64;
+
+    /// As [`Store::read`].
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`.
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// As [`Store::next_data`].
+    ///
+    /// # Errors
+    /// `Io`.
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>>;
+
+    /// As [`Store::next_hole`].
+    ///
+    /// # Errors
+    /// `Io`.
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64>;
+}
+
+impl<S: Store> ItemSource for S {
+    fn get(&self, key: Key) -> Result<Option<Value>> {
+        Store::get(self, key)
+    }
+
+    fn scan(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
+        Store::scan(self, from, to, limit)
+    }
+
+    fn hash_seed(&self) -> u64 {
+        Store::hash_seed(self)
+    }
+
+    fn read(&self, object: ObjectRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+        Store::read(self, object, offset, buf)
+    }
+
+    fn next_data(&self, object: ObjectRef, offset: u64) -> Result<Option<u64>> {
+        Store::next_data(self, object, offset)
+    }
+
+    fn next_hole(&self, object: ObjectRef, offset: u64) -> Result<u64> {
+        Store::next_hole(self, object, offset)
+    }
 }
 
 /// A dataset, as the filesystem layer sees it. All methods may be called from any thread.
@@ -161,7 +205,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes an object: every item whose key has this `object`, and its contents, in the background and over as many
     /// transaction groups as needed. The caller has put an item [`KIND_ORPHAN`] (object 0, offset = id) in this or an
-    /// earlier transaction, which the store removes when done and picks up again after a crash.
+    /// earlier transaction, which the store removes when done and picks up again after a crash. These deletions are not
+    /// in the intent log: after a crash other items of the object may exist than before it.
     fn reap(&self, object: ObjectRef);
 
     /// First half of fsync: puts the object's contents, the items given (its inode and inline data as they are now;
