@@ -126,12 +126,10 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
     Ok(Request { source: source.parse()?, dir: PathBuf::from(dir), options, socket, fake })
 }
 
-/// Takes the options apart; leaves out those that are meant for mount(8), fstab or systemd.
+/// Takes the options apart; leaves out those that are meant for mount(8), fstab or systemd only. (`user` and the like are
+/// not: they imply `nosuid` and `nodev`.)
 fn add_options(text: &str, options: &mut Vec<String>, socket: &mut Option<PathBuf>) -> Result<(), ApiError> {
-    const NOT_OURS: [&str; 13] = [
-        "", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail",
-        "sloppy",
-    ];
+    const NOT_OURS: [&str; 8] = ["", "rw", "defaults", "auto", "noauto", "nouser", "_netdev", "nofail"];
     for option in text.split(',') {
         if let Some(path) = option.strip_prefix("socket=") {
             if !path.starts_with('/') {
@@ -189,10 +187,10 @@ mod tests {
 
     #[test]
     fn what_mount_passes() {
-        let request = parsed(&["tank/home", "/home", "-o", "rw,noatime,x-systemd.requires=a,_netdev,max_read=1M"]);
+        let request = parsed(&["tank/home", "/home", "-o", "rw,noatime,x-systemd.requires=a,_netdev,user,threads=8"]);
         let request = request.unwrap();
         assert_eq!(request.source.to_string(), "tank/home");
-        assert_eq!(request.options, ["noatime", "max_read=1M"]);
+        assert_eq!(request.options, ["noatime", "user", "threads=8"]);
         assert_eq!((request.socket, request.fake), (None, false));
         let request = parsed(&["tank", "/t", "-sfnv", "-oro,socket=/run/s", "-t", "fuse.qrvsa", "-N", "1"]).unwrap();
         assert_eq!(request.socket.as_deref(), Some(Path::new("/run/s")));

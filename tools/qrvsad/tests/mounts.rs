@@ -6,6 +6,7 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use qrvsa_api::*;
+use qrvsad::mounter::SessionEnd;
 use support::{TestDaemon, eventually};
 
 #[test]
@@ -52,6 +53,10 @@ fn bad_mount_points_each_have_their_error() {
     let error = daemon.mount("tank", &at).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.message.contains("tank is mounted there"), "{error}");
+    // The kernel's caches allow one mount only.
+    let error = daemon.mount("tank", &daemon.mountpoint("other")).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.hint.contains("mount --bind"), "{error}");
     assert_eq!(daemon.client().mounts().unwrap().len(), 1);
 }
 
@@ -97,9 +102,10 @@ fn a_mount_in_use_is_only_detached_on_request() {
 fn umount_by_an_administrator_is_noticed() {
     let daemon = TestDaemon::start();
     daemon.pool("tank");
+    daemon.pool("lake");
     let (a, b) = (daemon.mountpoint("a"), daemon.mountpoint("b"));
     daemon.mount("tank", &a).unwrap();
-    daemon.mount("tank", &b).unwrap();
+    daemon.mount("lake", &b).unwrap();
     daemon.world.external_unmount(&a);
     eventually("the mount is forgotten", || daemon.remembered().1 == [b.as_path()]);
     assert_eq!(daemon.client().mounts().unwrap().len(), 1);
@@ -129,13 +135,20 @@ fn a_session_that_dies_is_shown_and_remembered() {
     daemon.pool("tank");
     let at = daemon.mountpoint("mnt");
     daemon.mount("tank", &at).unwrap();
-    daemon.world.kill_session(&at);
-    eventually("it waits", || daemon.client().mounts().unwrap()[0].state == MountState::Waiting);
-    assert!(!daemon.world.stale.lock().contains(&at), "the dead mount is detached");
-    assert!(!daemon.client().mounts().unwrap()[0].message.is_empty());
-    assert_eq!(daemon.remembered().1, [at.as_path()]);
-    let info = daemon.mount("tank", &at).unwrap();
-    assert_eq!(daemon.client().mounts().unwrap(), [info]);
+    for detached_already in [false, true] {
+        if detached_already {
+            daemon.world.end_session(&at, SessionEnd::Failed("out of luck".into()));
+        } else {
+            daemon.world.kill_session(&at);
+        }
+        eventually("it waits", || daemon.client().mounts().unwrap()[0].state == MountState::Waiting);
+        assert!(!daemon.world.stale.lock().contains(&at), "the dead mount is detached");
+        let message = daemon.client().mounts().unwrap()[0].message.clone();
+        assert_eq!(message.contains("out of luck"), detached_already, "{message}");
+        assert_eq!(daemon.remembered().1, [at.as_path()]);
+        let info = daemon.mount("tank", &at).unwrap();
+        assert_eq!(daemon.client().mounts().unwrap(), [info]);
+    }
 }
 
 #[test]
@@ -163,8 +176,9 @@ fn export_unmounts() {
     daemon.pool("tank");
     daemon.pool("lake");
     let (a, b, c) = (daemon.mountpoint("a"), daemon.mountpoint("b"), daemon.mountpoint("c"));
+    daemon.client().create_fs("tank", &CreateFs { name: "home".into(), properties: vec![] }).unwrap();
     daemon.mount("tank", &a).unwrap();
-    daemon.mount("tank", &b).unwrap();
+    daemon.mount("tank/home", &b).unwrap();
     daemon.mount("lake", &c).unwrap();
     daemon.world.busy.lock().insert(a.clone());
     assert_eq!(daemon.client().export_pool("tank", false).unwrap_err().kind, ErrorKind::Busy);
@@ -182,11 +196,12 @@ fn many_at_once() {
     std::thread::scope(|scope| {
         let tries: Vec<_> = (0..6).map(|_| scope.spawn(|| daemon.mount("tank", &same).is_ok())).collect();
         let own: Vec<_> = (0..6)
-            .map(|i| daemon.mountpoint(&format!("own{i}")))
-            .map(|at| {
+            .map(|i| {
                 let daemon = &daemon;
                 scope.spawn(move || {
-                    let info = daemon.mount("tank", &at).unwrap();
+                    let (name, at) = (format!("fs{i}"), daemon.mountpoint(&format!("own{i}")));
+                    daemon.client().create_fs("tank", &CreateFs { name: name.clone(), properties: vec![] }).unwrap();
+                    let info = daemon.mount(&format!("tank/{name}"), &at).unwrap();
                     daemon.client().unmount(info.id, false).unwrap();
                 })
             })

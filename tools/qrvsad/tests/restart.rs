@@ -157,8 +157,18 @@ fn a_mount_point_that_is_gone_waits() {
     let waiting = mounts.iter().find(|m| m.state == MountState::Waiting).unwrap();
     assert!(waiting.message.contains("does not exist"), "{waiting:?}");
     assert_eq!(daemon.remembered().1.len(), 2);
-    // It can be made by hand, or given up.
+    // Restored elsewhere by hand, it goes on waiting: a filesystem has one mount.
+    let elsewhere = daemon.mount("lake", &daemon.mountpoint("elsewhere")).unwrap();
     std::fs::create_dir(&points[0]).unwrap();
+    daemon.crash();
+    daemon.restart();
+    let states: Vec<_> = daemon.client().mounts().unwrap().into_iter().map(|m| (m.source.pool, m.state)).collect();
+    assert_eq!(states.iter().filter(|(pool, state)| pool == "lake" && *state == MountState::Mounted).count(), 1);
+    assert_eq!(daemon.world.mounted().len(), 2);
+    for mount in daemon.client().mounts().unwrap().into_iter().filter(|m| m.source == elsewhere.source) {
+        daemon.client().unmount(mount.id, false).unwrap();
+    }
+    // It can be made again, or given up.
     daemon.mount("lake", &points[0]).unwrap();
     assert_eq!(daemon.client().mounts().unwrap().len(), 2);
     daemon.crash();

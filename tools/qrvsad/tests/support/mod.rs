@@ -19,7 +19,7 @@ use qrvsa_core::fs::ops::*;
 use qrvsa_core::{Error, ErrorKind as Core, Result};
 use qrvsad::config::Config;
 use qrvsad::engine::{CheckProgress, Engine, ImportOutcome, ImportRequest};
-use qrvsad::mounter::{ActiveMount, MountSpec, Mounter, OnExit};
+use qrvsad::mounter::{ActiveMount, MountSpec, Mounter, OnExit, SessionEnd};
 use qrvsad::run::{Claims, run};
 
 /// A pool on the pretended devices.
@@ -100,11 +100,16 @@ impl World {
         mounts.iter().map(|(at, m)| format!("{} on {} ({})", m.source, at.display(), m.options.join(","))).collect()
     }
 
-    /// `umount DIR` by an administrator, or an abort by the kernel.
+    /// `umount DIR` by an administrator.
     pub fn external_unmount(&self, mountpoint: &Path) {
+        self.end_session(mountpoint, SessionEnd::Unmounted);
+    }
+
+    /// The session of a mount ends.
+    pub fn end_session(&self, mountpoint: &Path, end: SessionEnd) {
         let mount = self.mounts.lock().remove(mountpoint);
         let on_exit = mount.and_then(|mut mount| mount.on_exit.take());
-        on_exit.expect("it is mounted")();
+        on_exit.expect("it is mounted")(end);
     }
 
     /// The server of a mount dies, the mount stays.
@@ -510,7 +515,7 @@ impl ActiveMount for FakeActive {
         let mount = self.world.mounts.lock().remove(&self.mountpoint);
         match mount.and_then(|mut mount| mount.on_exit.take()) {
             Some(on_exit) => {
-                on_exit();
+                on_exit(SessionEnd::Unmounted);
                 Ok(())
             }
             None => Err(Error::new(Core::Invalid, "not mounted")),
