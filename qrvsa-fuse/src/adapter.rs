@@ -84,7 +84,12 @@ impl Adapter {
     }
 
     fn run<T>(&self, operation: &'static str, ino: INodeNo, f: impl FnOnce(&dyn Operations) -> Result<T>) -> Reply<T> {
-        self.report.run(operation, ino.0, || f(&*self.ops))
+        let result = self.report.run(operation, ino.0, || f(&*self.ops));
+        match result {
+            // the inode itself is gone, between a look-up of its name and this: the kernel looks the name up again
+            Err(Errno::ENOENT) if OF_THE_INODE.contains(&operation) => Err(Errno::ESTALE),
+            result => result,
+        }
     }
 
     /// Runs a change of names in directories.
@@ -145,6 +150,9 @@ impl Adapter {
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
+
+/// Operations whose `ENOENT` can only mean the inode, never a name.
+const OF_THE_INODE: [&str; 7] = ["getattr", "setattr", "readlink", "open", "opendir", "getxattr", "listxattr"];
 
 fn shown_errno(errno: Errno) -> FuseErrno {
     FuseErrno::from_i32(errno as i32)

@@ -184,7 +184,8 @@ class Daemon:
 
     def __init__(self, t, name="qrvsad", **settings):
         self.t, self.name, self.settings = t, name, settings
-        self.socket = t.path(name + ".sock")
+        # the path of a socket is at most 107 bytes long
+        self.socket = os.path.join(t.run_dir, "%s-%s.sock" % (t.name[-24:], name[-24:]))
         self.state = t.mkdir(name + ".state")
         self.log = t.path(name + ".log")
         self.child = None

@@ -166,13 +166,14 @@ def test_more_devices_lost_than_redundancy(t):
     pool.sync()
     daemon.stop()
     gone = pool.devices[:3]
+    away = t.mkdir("away")
     for device in gone:
-        os.rename(device, device + ".away")
+        os.rename(device, os.path.join(away, os.path.basename(device)))
     daemon.start()
     result = daemon.cli("pool", "import", "--search", t.path("disks"), "tank", ok=False)
     check(result.rc != 0 and result.err.strip(), "a pool with one of four devices was imported")
     for device in gone:
-        os.rename(device + ".away", device)
+        os.rename(os.path.join(away, os.path.basename(device)), device)
     daemon.restart()
     pool.wait_mounted()
     check(trees.digest(path) == wanted, "wrong content after the devices returned")

@@ -308,6 +308,7 @@ impl Pool {
         }
         self.commit()?;
         self.replaying.store(false, std::sync::atomic::Ordering::Release);
+        self.rejoin(candidates)?;
         for c in candidates.iter().filter(|c| c.damaged_labels > 0) {
             let in_service = self.space.members().iter().any(|m| m.device_id == c.label.device_id && m.in_service());
             if in_service {
@@ -320,6 +321,23 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    /// Members that are here but missed something come back, to be rebuilt; all but those the administrator took out.
+    fn rejoin(&self, candidates: &[Candidate]) -> Result<()> {
+        let mut any = false;
+        for member in self.space.members() {
+            if member.state() != MemberState::Faulted {
+                continue;
+            }
+            let Some(c) = candidates.iter().find(|c| c.label.device_id == member.device_id) else { continue };
+            tracing::warn!(pool = %self.name, device = %c.path().display(), "was absent or failed; it is rebuilt before it counts");
+            self.mark_stale(member.index);
+            member.set_device(Some(c.device.clone()));
+            member.set_state(MemberState::Rebuilding, "was absent or failed; being rebuilt");
+            any = true;
+        }
+        if any { self.commit() } else { Ok(()) }
     }
 
     fn replay_entry(&self, entry: Entry) -> Result<()> {
@@ -361,6 +379,11 @@ impl Pool {
     /// Bitmaps come from the committed pool tree.
     pub(crate) fn install_bitmap_loader(self: &Arc<Self>) {
         let pool = Arc::downgrade(self);
+        let named = pool.clone();
+        self.records.set_describe(move |dataset, object| match named.upgrade() {
+            Some(pool) => pool.describe_object(dataset, object),
+            None => format!("object {object} of dataset {dataset}"),
+        });
         self.space.set_bitmap_loader(move |group| {
             let Some(pool) = pool.upgrade() else { fail!(Suspended, "the pool is closed") };
             let mut bitmap = Bitmap::new(group.zone_rows());

@@ -128,7 +128,7 @@ impl Pool {
     }
 
     /// Marks every column on a member as one to rebuild. No writer is in flight when a group's turn comes.
-    fn mark_stale(&self, index: u16) {
+    pub(crate) fn mark_stale(&self, index: u16) {
         for group in self.space.groups() {
             let _io = group.io.write();
             let mut columns = group.columns.write();

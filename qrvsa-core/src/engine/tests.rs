@@ -330,7 +330,8 @@ fn a_device_that_returns_is_rebuilt_before_it_counts() {
     world.pool().commit().unwrap();
     world.import(|_| true).unwrap();
     let status = world.pool().status();
-    assert!(!status.devices[0].in_service, "{:?}", status.devices[0]);
+    assert_eq!(status.devices[0].state, MemberState::Rebuilding, "{:?}", status.devices[0]);
+    assert_eq!(status.more_failures_survived, 0, "it does not count before it is rebuilt");
     assert!(world.read(7000, 0, 50_000).unwrap() == pattern(70, 50_000));
 }
 

@@ -15,7 +15,7 @@ use crate::fs::inode::{
     KIND_INODE,
 };
 use crate::fs::ops::{Ino, ROOT_INO};
-use crate::fs::store::{KIND_ORPHAN, RESERVED_KIND_MIN, ItemSource};
+use crate::fs::store::{ItemSource, KIND_ORPHAN, RESERVED_KIND_MIN};
 use crate::fs::xattr::{self, KIND_XATTR, KIND_XATTR_CHUNK, Xattr};
 use crate::tree::Key;
 

@@ -220,10 +220,14 @@ impl Space {
 
     /// Adds a member with the next index.
     pub fn add_member(&self, member: Arc<Member>) {
+        // the order of locks: allocation, members, groups
+        let mut alloc = self.alloc.lock();
         let mut members = self.members.write();
         assert_eq!(usize::from(member.index), members.len());
-        self.alloc.lock().free_zones.push((0..layout::zone_count(member.size_bytes, self.zone_shift)).collect());
+        alloc.free_zones.push((0..layout::zone_count(member.size_bytes, self.zone_shift)).collect());
         members.push(member);
+        drop(members);
+        drop(alloc);
         self.capacity_changed();
     }
 

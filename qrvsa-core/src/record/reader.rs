@@ -196,7 +196,7 @@ impl RecordStore {
                         tracing::warn!(
                             device = %piece.member.path(),
                             offset = piece.offset,
-                            object = ?super::context::current(),
+                            object = %self.object_name(),
                             "read failed: {error}"
                         );
                         want_all(piece, wanted);
@@ -236,7 +236,7 @@ impl RecordStore {
                     device = %piece.member.path(),
                     offset = piece.offset + (i * unit_bytes) as u64,
                     group = piece.group.id,
-                    object = ?super::context::current(),
+                    object = %self.object_name(),
                     "checksum mismatch"
                 );
                 wanted.push(Wanted { request: piece.request, column: piece.column, unit, bad: vec![piece.column] });

@@ -84,7 +84,7 @@ impl RecordStore {
                 want.extend(&state.bad);
                 if let Err(e) = self.restore(pointer, *unit, group, state, &want) {
                     self.report_damage(pointer);
-                    tracing::error!(object = ?super::context::current(), "{e}");
+                    tracing::error!(object = %self.object_name(), "{e}");
                     failed = true;
                     continue;
                 }
@@ -147,7 +147,7 @@ impl RecordStore {
                             // a stale column is expected to be wrong
                             if !trust_stale {
                                 member.count(&member.checksum_errors);
-                                tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, "checksum mismatch");
+                                tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, object = %self.object_name(), "checksum mismatch");
                             }
                         }
                         Outcome::Failed(error) => {
@@ -222,7 +222,7 @@ impl RecordStore {
                     member.count(&member.repaired);
                     self.cache.remove(&unit_key(pointer, column, unit));
                     healed += 1;
-                    tracing::info!(device = %member.path(), offset, object = ?super::context::current(), "repaired");
+                    tracing::info!(device = %member.path(), offset, object = %self.object_name(), "repaired");
                 }
                 Outcome::Failed(error) => {
                     member.count(&member.write_errors);
@@ -268,7 +268,7 @@ impl RecordStore {
                     for (unit, bytes) in bufs[0].chunks(UNIT_BLOCKS as usize * BLOCK_SIZE).enumerate() {
                         if checksum(bytes) != pointer.checksum(c, unit as u32) {
                             member.count(&member.checksum_errors);
-                            tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = ?super::context::current(), "scrub: checksum mismatch");
+                            tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = %self.object_name(), "scrub: checksum mismatch");
                             wrong[unit].push(c);
                         }
                     }
@@ -303,7 +303,7 @@ impl RecordStore {
                 Err(e) => {
                     verdict.lost += 1;
                     self.report_damage(pointer);
-                    tracing::error!(object = ?super::context::current(), "{e}");
+                    tracing::error!(object = %self.object_name(), "{e}");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Records in a space: the owner of the read cache and of what readers and writers share.
 
-use std::sync::Arc;
+use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -52,13 +53,44 @@ pub struct RecordStore {
     pub space: Arc<Space>,
     pub(crate) cache: Cache<UnitKey, Arc<[u8]>, ByLen>,
     pub(crate) damage: Mutex<Vec<Damage>>,
+    describe: OnceLock<Describe>,
 }
+
+/// Names an object of a dataset for the log.
+type Describe = Box<dyn Fn(u64, u64) -> String + Send + Sync>;
 
 impl RecordStore {
     /// A store with a read cache of so many bytes.
     pub fn new(space: Arc<Space>, cache_bytes: u64) -> RecordStore {
         let items = usize::try_from(cache_bytes / (16 << 10)).unwrap_or(usize::MAX).max(64);
-        RecordStore { space, cache: Cache::with_weighter(items, cache_bytes, ByLen), damage: Mutex::new(Vec::new()) }
+        RecordStore {
+            space,
+            cache: Cache::with_weighter(items, cache_bytes, ByLen),
+            damage: Mutex::new(Vec::new()),
+            describe: OnceLock::new(),
+        }
+    }
+
+    /// Sets how the log names objects. Once.
+    pub fn set_describe(&self, describe: impl Fn(u64, u64) -> String + Send + Sync + 'static) {
+        let _ = self.describe.set(Box::new(describe));
+    }
+
+    /// The object this thread works for, for the log.
+    pub(crate) fn object_name(&self) -> String {
+        thread_local! {
+            static BUSY: Cell<bool> = const { Cell::new(false) };
+        }
+        let Some((dataset, object)) = super::context::current() else { return "metadata".to_owned() };
+        // finding the name reads metadata, which may be damaged, too
+        match self.describe.get() {
+            Some(describe) if object != 0 && !BUSY.replace(true) => {
+                let name = describe(dataset, object);
+                BUSY.set(false);
+                name
+            }
+            _ => format!("object {object} of dataset {dataset}"),
+        }
     }
 
     /// Records that could not be read since the last call.

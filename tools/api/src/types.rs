@@ -555,7 +555,7 @@ pub struct MountRequest {
     pub source: FsName,
     /// Where: an absolute path of an existing directory.
     pub mountpoint: PathBuf,
-    /// Mount options as after `-o`, one per element: `ro`, `noatime`, `max_read=1M`. Options for other programs (`x-*`,
+    /// Mount options as after `-o`, one per element: `ro`, `noatime`, `threads=8`. Options for other programs (`x-*`,
     /// `_netdev`, `nofail`, ...) are left out by the client.
     #[serde(default)]
     pub options: Vec<String>,

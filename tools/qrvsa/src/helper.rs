@@ -30,6 +30,8 @@ struct Request {
     socket: Option<PathBuf>,
     /// `-f`: everything but the mount.
     fake: bool,
+    /// The options as given, if they ask for a remount: that is between the kernel and the front end.
+    remount: Option<String>,
 }
 
 /// The program as the mount helper: arguments without the program's name. Returns the exit code.
@@ -43,6 +45,15 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     };
     if request.fake {
         return 0;
+    }
+    if let Some(list) = &request.remount {
+        return match qrvsa_fuse::helper::remount(&request.dir, list) {
+            Ok(()) => 0,
+            Err(e) => {
+                eprintln!("qrvsa: {e}");
+                FAILED
+            }
+        };
     }
     match mount(&request) {
         Ok(()) => 0,
@@ -84,6 +95,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
     let mut options = Vec::new();
     let mut socket = None;
     let mut fake = false;
+    let mut remount = false;
+    let mut lists: Vec<String> = Vec::new();
     let mut args = args;
     while let Some(arg) = args.next() {
         let Some(flags) = arg.to_str().and_then(|a| a.strip_prefix('-')).filter(|f| !f.is_empty()) else {
@@ -112,7 +125,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
                     if flag == 'o' {
                         let value =
                             value.to_str().ok_or_else(|| usage("the options are not valid UTF-8".to_owned()))?;
-                        add_options(value, &mut options, &mut socket)?;
+                        remount |= add_options(value, &mut options, &mut socket)?;
+                        lists.push(value.to_owned());
                     }
                     break;
                 }
@@ -123,15 +137,15 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
     let [source, dir] = <[OsString; 2]>::try_from(positional)
         .map_err(|given| usage(format!("a filesystem and a directory are needed, {} given", given.len())))?;
     let source = source.to_str().ok_or_else(|| usage("the filesystem's name is not valid UTF-8".to_owned()))?;
-    Ok(Request { source: source.parse()?, dir: PathBuf::from(dir), options, socket, fake })
+    let remount = remount.then(|| lists.join(","));
+    Ok(Request { source: source.parse()?, dir: PathBuf::from(dir), options, socket, fake, remount })
 }
 
-/// Takes the options apart; leaves out those that are meant for mount(8), fstab or systemd.
-fn add_options(text: &str, options: &mut Vec<String>, socket: &mut Option<PathBuf>) -> Result<(), ApiError> {
-    const NOT_OURS: [&str; 13] = [
-        "", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail",
-        "sloppy",
-    ];
+/// Takes the options apart; leaves out those that are meant for mount(8), fstab or systemd only. (`user` and the like are
+/// not: they imply `nosuid` and `nodev`.) Returns whether a remount is asked for.
+fn add_options(text: &str, options: &mut Vec<String>, socket: &mut Option<PathBuf>) -> Result<bool, ApiError> {
+    let mut remount = false;
+    const NOT_OURS: [&str; 8] = ["", "rw", "defaults", "auto", "noauto", "nouser", "_netdev", "nofail"];
     for option in text.split(',') {
         if let Some(path) = option.strip_prefix("socket=") {
             if !path.starts_with('/') {
@@ -139,16 +153,18 @@ fn add_options(text: &str, options: &mut Vec<String>, socket: &mut Option<PathBu
                     .with_hint("write socket=/path/of/the/socket"));
             }
             *socket = Some(PathBuf::from(path));
-        } else if option == "remount" || option == "bind" || option == "move" {
-            return Err(ApiError::invalid(format!("option {option:?} is not supported"))
-                .with_hint("unmount it and mount it with the new options"));
+        } else if option == "remount" {
+            remount = true;
+        } else if option == "bind" || option == "move" {
+            return Err(ApiError::invalid(format!("option {option:?} is mount(8)'s own"))
+                .with_hint("run mount without -t for it"));
         } else if !NOT_OURS.contains(&option)
             && !["x-", "X-", "comment="].iter().any(|prefix| option.starts_with(prefix))
         {
             options.push(option.to_owned());
         }
     }
-    Ok(())
+    Ok(remount)
 }
 
 /// Options of `qrvsa mount -o`, taken apart in the same way.
@@ -189,10 +205,10 @@ mod tests {
 
     #[test]
     fn what_mount_passes() {
-        let request = parsed(&["tank/home", "/home", "-o", "rw,noatime,x-systemd.requires=a,_netdev,max_read=1M"]);
+        let request = parsed(&["tank/home", "/home", "-o", "rw,noatime,x-systemd.requires=a,_netdev,user,threads=8"]);
         let request = request.unwrap();
         assert_eq!(request.source.to_string(), "tank/home");
-        assert_eq!(request.options, ["noatime", "max_read=1M"]);
+        assert_eq!(request.options, ["noatime", "user", "threads=8"]);
         assert_eq!((request.socket, request.fake), (None, false));
         let request = parsed(&["tank", "/t", "-sfnv", "-oro,socket=/run/s", "-t", "fuse.qrvsa", "-N", "1"]).unwrap();
         assert_eq!(request.socket.as_deref(), Some(Path::new("/run/s")));

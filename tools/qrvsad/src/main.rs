@@ -12,9 +12,7 @@ use qrvsad::engine::Engine;
 use qrvsad::engine_core::CoreEngine;
 use qrvsad::mounter::Mounter;
 use qrvsad::mounter_fuse::FuseMounter;
-use qrvsad::run::{Claims, run};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use qrvsad::run::{Claims, run, signals};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -104,32 +102,6 @@ fn serve(args: Args, config: Config) -> Result<(), String> {
     // Threads that hang on a device must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
-}
-
-/// SIGTERM and SIGINT as a stream. The third ends the process on the spot. SIGHUP does nothing: the daemon may have been
-/// started from a terminal that goes away.
-fn signals() -> std::io::Result<mpsc::Receiver<()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let (sender, receiver) = mpsc::channel(2);
-    tokio::spawn(async move {
-        let mut count = 0;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => continue,
-            }
-            count += 1;
-            if count > 2 {
-                std::process::exit(1);
-            }
-            // Full or closed: the end is under way already.
-            let _ = sender.try_send(());
-        }
-    });
-    Ok(receiver)
 }
 
 /// The storage engine.

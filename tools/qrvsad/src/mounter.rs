@@ -21,13 +21,24 @@ pub struct MountSpec<'a> {
     pub threads: Option<usize>,
 }
 
-/// Called once when the session of a mount ended, for whatever reason, from any thread. Returns fast.
-pub type OnExit = Box<dyn FnOnce() + Send>;
+/// Why the session of a mount ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// Unmounted, by the daemon or by somebody else.
+    Unmounted,
+    /// Something failed; the sentence says what.
+    Failed(String),
+}
+
+/// Called once when the session of a mount ended, for whatever reason, from any thread. Returns fast, and waits neither
+/// for the mount nor for its thread.
+pub type OnExit = Box<dyn FnOnce(SessionEnd) + Send>;
 
 /// Makes mounts.
 #[allow(clippy::missing_errors_doc, reason = "what the system call or FUSE says")]
 pub trait Mounter: Send + Sync + 'static {
-    /// Mounts; returns when the mount serves. `Invalid` for an option that does not exist.
+    /// Mounts; returns when the mount serves. The kernel caches as if a filesystem had one mount only: the caller sees to
+    /// that. `Invalid` for an option that does not exist.
     fn mount(&self, ops: Arc<dyn Operations>, spec: &MountSpec<'_>, on_exit: OnExit) -> Result<Arc<dyn ActiveMount>>;
 
     /// Whether a mount is there whose server is gone ("Transport endpoint is not connected").

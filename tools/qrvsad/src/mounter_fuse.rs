@@ -1,13 +1,12 @@
 //! Mounts by the FUSE front end.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::Operations;
-use qrvsa_fuse::{Mount, MountOptions, Unmount};
+use qrvsa_fuse::{Exit, Mount, MountOptions, Unmount};
 
-use crate::mounter::{ActiveMount, MountSpec, Mounter, OnExit};
+use crate::mounter::{ActiveMount, MountSpec, Mounter, OnExit, SessionEnd};
 
 /// Makes FUSE mounts.
 pub struct FuseMounter;
@@ -22,18 +21,19 @@ impl Mounter for FuseMounter {
         }
         options.check()?;
         let mount = qrvsa_fuse::mount(ops, spec.mountpoint, &options)?;
-        mount.on_exit(move |_| on_exit());
+        mount.on_exit(move |exit| {
+            on_exit(match exit {
+                Exit::Unmounted => SessionEnd::Unmounted,
+                Exit::Failed(why) => SessionEnd::Failed(why.clone()),
+            });
+        });
         Ok(Arc::new(FuseMount(mount)))
     }
 }
 
 impl ActiveMount for FuseMount {
     fn unmount(&self, lazy: bool) -> Result<()> {
-        self.0.unmount(if lazy { Unmount::Lazy } else { Unmount::Normal })?;
-        if !lazy {
-            self.0.wait();
-        }
-        Ok(())
+        self.0.unmount(if lazy { Unmount::Lazy } else { Unmount::Normal })
     }
 
     fn is_alive(&self) -> bool {

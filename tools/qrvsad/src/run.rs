@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
@@ -126,6 +127,35 @@ pub async fn run(
     drop(socket);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// SIGTERM and SIGINT as a stream. The third ends the process on the spot. SIGHUP does nothing: the daemon may have been
+/// started from a terminal that goes away.
+///
+/// # Errors
+/// The signals cannot be handled.
+pub fn signals() -> std::io::Result<mpsc::Receiver<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let mut count = 0;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hangup.recv() => continue,
+            }
+            count += 1;
+            if count > 2 {
+                std::process::exit(1);
+            }
+            // Full or closed: the end is under way already.
+            let _ = sender.try_send(());
+        }
+    });
+    Ok(receiver)
 }
 
 /// Tells the manager what the daemon is doing, and that it is alive.

@@ -386,7 +386,8 @@ impl Daemon {
 
     /// Ends what the daemon itself does with a pool: checks and mounts.
     fn quiesce(&self, pool: &str, lazy: bool) -> Result<(), ApiError> {
-        for id in self.mounts.lock().ids_of_pool(pool) {
+        let ids = self.mounts.lock().ids_of_pool(pool);
+        for id in ids {
             match self.end_mount(id, false) {
                 Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
                 Err(e) if e.kind == ErrorKind::NotFound => {}

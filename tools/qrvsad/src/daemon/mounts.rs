@@ -1,5 +1,8 @@
 //! The mount table: what is mounted, what should be, and how a mount comes and goes.
 //!
+//! A filesystem has one mount: the kernel caches names, attributes and contents as if nobody else changed them. Bind mounts
+//! show it in more places.
+//!
 //! A mount that an administrator ends with `umount` is known by the end of its session, and leaves the table. So does not
 //! a mount whose session ended because the daemon or the whole system is going down, or because it died.
 
@@ -14,7 +17,7 @@ use qrvsa_api::{ApiError, ErrorKind, Failure, MountInfo, MountRequest, MountStat
 use super::{Daemon, need_absolute};
 use crate::error::{IntoApi, from_core};
 use crate::host;
-use crate::mounter::{ActiveMount, MountSpec};
+use crate::mounter::{ActiveMount, MountSpec, SessionEnd};
 use crate::state::PersistentMount;
 
 /// All mounts by id.
@@ -108,6 +111,18 @@ impl MountTable {
         active.collect()
     }
 
+    /// Takes an entry from `Waiting` to `Mounting`.
+    fn begin_waiting(&mut self, id: u64) -> Result<(), ApiError> {
+        let source = self.entries.get(&id).map(|entry| entry.source.clone()).ok_or_else(|| no_mount(id))?;
+        if let Some(other) = self.mountpoints_of(&source).first() {
+            return Err(mounted_elsewhere(&source, other));
+        }
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.state = State::Mounting { ended: false };
+        }
+        Ok(())
+    }
+
     fn info(&self, id: u64) -> Option<MountInfo> {
         let entry = self.entries.get(&id)?;
         let mounted = matches!(entry.state, State::Mounted(_) | State::Unmounting);
@@ -161,6 +176,9 @@ impl Daemon {
                 Some((_, false, source)) => return Err(in_use(&mountpoint, &format!("{source} is mounted there"))),
                 None => {}
             }
+            if let Some(other) = mounts.mountpoints_of(&request.source).first() {
+                return Err(mounted_elsewhere(&request.source, other));
+            }
             let state = State::Mounting { ended: false };
             mounts.add(request.source.clone(), mountpoint, request.options.clone(), state, false)
         };
@@ -193,9 +211,7 @@ impl Daemon {
         let mut failed = Vec::new();
         for (id, mountpoint) in waiting {
             let made = self.check_mountpoint(&mountpoint).and_then(|_| {
-                if let Some(entry) = self.mounts.lock().entries.get_mut(&id) {
-                    entry.state = State::Mounting { ended: false };
-                }
+                self.mounts.lock().begin_waiting(id)?;
                 self.start_session(id)
             });
             if let Err(error) = made {
@@ -220,9 +236,9 @@ impl Daemon {
         };
         let ops = self.engine.open_fs(&source).api()?;
         let daemon = Arc::downgrade(self);
-        let on_exit = Box::new(move || {
+        let on_exit = Box::new(move |end| {
             if let Some(daemon) = daemon.upgrade() {
-                daemon.session_ended(id);
+                daemon.session_ended(id, end);
             }
         });
         let name = source.to_string();
@@ -355,19 +371,19 @@ impl Daemon {
     }
 
     /// The session of a mount ended, from a thread of the front end that must not wait.
-    fn session_ended(self: &Arc<Self>, id: u64) {
+    fn session_ended(self: &Arc<Self>, id: u64, end: SessionEnd) {
         if self.stopping.load(Ordering::Acquire) {
             return;
         }
         let daemon = Arc::clone(self);
         let spawned =
-            std::thread::Builder::new().name("session-end".to_owned()).spawn(move || daemon.after_session(id));
+            std::thread::Builder::new().name("session-end".to_owned()).spawn(move || daemon.after_session(id, end));
         if let Err(e) = spawned {
             tracing::error!("cannot handle the end of a mount: {e}");
         }
     }
 
-    fn after_session(&self, id: u64) {
+    fn after_session(&self, id: u64, end: SessionEnd) {
         let mountpoint = {
             let mut mounts = self.mounts.lock();
             let Some(entry) = mounts.entries.get_mut(&id) else { return };
@@ -380,14 +396,19 @@ impl Daemon {
                 State::Unmounting | State::Waiting => return,
             }
         };
-        let died = self.mounter.is_stale(&mountpoint);
-        let system_stops = !died && self.mounter.system_is_stopping();
+        let died = match end {
+            SessionEnd::Failed(why) => Some(why),
+            SessionEnd::Unmounted => {
+                self.mounter.is_stale(&mountpoint).then(|| "it does not answer any more".to_owned())
+            }
+        };
+        let system_stops = died.is_none() && self.mounter.system_is_stopping();
         if self.stopping.load(Ordering::Acquire) || system_stops {
             tracing::info!("{} unmounted by the system's shutdown; it will be restored", mountpoint.display());
             return;
         }
-        if died {
-            tracing::error!("the FUSE session of {} ended by itself; detaching the mount", mountpoint.display());
+        if let Some(why) = &died {
+            tracing::error!("the FUSE session of {} ended by itself: {why}", mountpoint.display());
             if let Err(e) = self.mounter.detach_stale(&mountpoint) {
                 tracing::error!("{e}");
             }
@@ -399,8 +420,8 @@ impl Daemon {
             if !matches!(entry.state, State::Mounted(_)) {
                 return;
             }
-            if died {
-                entry.message = "its FUSE session ended by itself; mount it again".to_owned();
+            if let Some(why) = died {
+                entry.message = format!("its FUSE session ended by itself ({why}); mount it again");
                 std::mem::replace(&mut entry.state, State::Waiting)
             } else {
                 tracing::info!("{} unmounted by somebody else; forgetting the mount", mountpoint.display());
@@ -412,6 +433,12 @@ impl Daemon {
         };
         self.save_or_log();
     }
+}
+
+fn mounted_elsewhere(source: &FsName, other: &Path) -> ApiError {
+    let other = other.display();
+    ApiError::busy(format!("filesystem {source} is mounted on {other} already"))
+        .with_hint(format!("unmount it there first, or show it in another place with `mount --bind {other} DIR`"))
 }
 
 /// Ends the session of a mount that was made and shall not be. Outside any lock.

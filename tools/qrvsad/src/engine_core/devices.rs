@@ -79,7 +79,7 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
             new.made.push(path.clone());
         }
         let options = OpenOptions { create_size: spec.size_bytes, exclusive: true, read_only: false };
-        let device = open(&path, options)?;
+        let device = open(&path, options).map_err(|e| busy_member(&path, e))?;
         if exists {
             match read_label(&device) {
                 Ok(label) => objections.push(format!("{} is a member of pool '{}'", path.display(), label.pool_name)),
@@ -97,6 +97,21 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
         fail!(NeedsForce, "{}; nothing was changed, --force overwrites it", objections.join("; "));
     }
     Ok(new)
+}
+
+/// Says which pool a device is busy with, if it is a member.
+fn busy_member(path: &Path, error: Error) -> Error {
+    if error.kind() != ErrorKind::Busy {
+        return error;
+    }
+    let look = OpenOptions { create_size: None, exclusive: false, read_only: true };
+    match open(path, look).and_then(|device| read_label(&device)) {
+        Ok(label) => {
+            let text = format!("{} is in use as a member of pool '{}'", path.display(), label.pool_name);
+            Error::new(ErrorKind::Busy, text)
+        }
+        Err(_) => error,
+    }
 }
 
 /// Opens a device that is or was a member.

@@ -223,7 +223,6 @@ impl Engine for CoreEngine {
                 let job = running.end_scrub(action == ScrubAction::Pause)?;
                 Ok(convert::job_id(&running, &*job))
             }
-            _ => fail!(Unsupported, "this scrub action is not known here"),
         }
     }
 

@@ -1,0 +1,468 @@
+//! The command line as a person or a script uses it: the built program against a daemon with a pretended engine.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "../../qrvsad/tests/support/mod.rs"]
+mod support;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use qrvsa_api::*;
+use serde_json::Value;
+use support::{TestDaemon, eventually};
+
+/// What a run of the program gave.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// It failed with this code and one line that has these parts.
+    fn fails(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(self.err.starts_with("qrvsa: ") && self.err.lines().count() == 1, "{self:?}");
+        for part in parts {
+            assert!(self.err.contains(part), "{part:?} is not in {self:?}");
+        }
+    }
+
+    fn works(self) -> Ran {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+}
+
+fn command(daemon: &TestDaemon) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qrvsa"));
+    command.env("QRVSA_SOCKET", daemon.socket()).stdin(Stdio::null()).current_dir(daemon.dir.path());
+    command
+}
+
+fn finish(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    Ran {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn qrvsa(daemon: &TestDaemon, args: &[&str]) -> Ran {
+    finish(command(daemon).args(args))
+}
+
+/// Runs the program on a terminal on which `typed` was typed; returns the exit code and what the terminal showed.
+fn on_terminal(daemon: &TestDaemon, args: &[&str], typed: &str) -> (i32, String) {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let terminal = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut child = command(daemon).args(args).stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
+    drop(pty.slave);
+    let mut keyboard = File::from(pty.master);
+    keyboard.write_all(typed.as_bytes()).unwrap();
+    let mut screen = keyboard.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut shown = Vec::new();
+        // Ends with EIO when the last user of the terminal is gone.
+        let _ = screen.read_to_end(&mut shown);
+        String::from_utf8_lossy(&shown).into_owned()
+    });
+    let code = child.wait().unwrap().code().unwrap();
+    (code, reader.join().unwrap())
+}
+
+#[test]
+fn pools() {
+    let daemon = TestDaemon::start();
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    assert!(run(&["pool", "list"]).works().out.contains("no pools"));
+    assert!(run(&["pool", "status"]).works().out.contains("no pools"));
+    let created = run(&["pool", "create", "tank", "--geometry", "2+1", "/d/a", "/d/b:1G", "c.img"]).works();
+    assert_eq!(created.out, "pool tank created: 2+1, 4.00 GiB usable\n");
+    let devices = daemon.client().pool("tank").unwrap().devices;
+    assert_eq!(devices[2].path, daemon.dir.path().join("c.img"), "relative to the program's directory");
+
+    let list = run(&["pool", "list"]).works().out;
+    assert!(list.lines().nth(1).unwrap().starts_with("tank  ONLINE  2+1"), "{list}");
+    assert_eq!(run(&["pool", "list", "--json"]).works().json()[0]["name"], "tank");
+    let status = run(&["pool", "status", "tank"]).works().out;
+    for part in ["pool: tank", "survives the failure of 2 more devices", "/d/b", "scrub: never", "No damaged files"] {
+        assert!(status.contains(part), "{part} is not in\n{status}");
+    }
+    assert_eq!(run(&["--json", "pool", "status", "tank"]).works().json()["devices"][1]["path"], "/d/b");
+    assert_eq!(run(&["--json", "pool", "status"]).works().json()[0]["txg"], 42);
+
+    assert!(run(&["pool", "offline", "tank", "0"]).works().out.contains("OFFLINE"));
+    assert!(run(&["pool", "online", "tank", "/d/a"]).works().out.contains("ONLINE"));
+    run(&["pool", "online", "tank", "7"]).fails(6, &["no device 7"]);
+    run(&["pool", "sync", "tank"]).works();
+    assert_eq!(run(&["pool", "sync", "tank", "--json"]).works().json(), serde_json::json!({}));
+    assert_eq!(daemon.world.pools.lock()["tank"].syncs, 2);
+
+    assert_eq!(run(&["pool", "export", "tank"]).works().out, "pool tank exported\n");
+    run(&["pool", "import", "tank"]).fails(6, &["not on any device", "--search"]);
+    assert_eq!(run(&["pool", "import", "--search", "/", "tank"]).works().out, "pool tank imported: ONLINE\n");
+    run(&["pool", "import", "tank"]).fails(7, &["imported already"]);
+    assert!(run(&["pool", "import"]).works().out.contains("no pools found"));
+    run(&["pool", "import", "--search", "/nonexistent"]).fails(6, &["cannot search"]);
+    run(&["pool", "destroy", "tank", "--force"]).works();
+    run(&["pool", "status", "tank"]).fails(6, &["there is no pool tank", "pool list"]);
+}
+
+#[test]
+fn importing_says_what_failed() {
+    let daemon = TestDaemon::start();
+    daemon.pool("lake");
+    daemon.pool("tank");
+    for pool in ["lake", "tank"] {
+        qrvsa(&daemon, &["pool", "export", pool]).works();
+    }
+    daemon.world.missing_devices.lock().insert("/disks/lake0".into());
+    let ran = qrvsa(&daemon, &["pool", "import", "--search", "/disks/../disks", "--search", "/"]);
+    ran.fails(6, &["cannot search"]);
+    let ran = qrvsa(&daemon, &["pool", "import", "--search", "/"]);
+    ran.fails(8, &["lake", "too few devices"]);
+    assert_eq!(ran.out, "pool tank imported: ONLINE\n");
+}
+
+#[test]
+fn filesystems() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    run(&["fs", "create", "tank/home", "-o", "a=1"]).works();
+    run(&["fs", "create", "tank/home"]).fails(7, &["exists"]);
+    run(&["fs", "create", "tank"]).fails(2, &["root filesystem"]);
+    run(&["fs", "create", "none/home"]).fails(6, &["no pool none"]);
+    let list = run(&["fs", "list"]).works().out;
+    assert!(list.contains("tank/home") && list.lines().count() == 3, "{list}");
+    assert_eq!(run(&["fs", "list", "tank", "--json"]).works().json()[1]["name"], "tank/home");
+    assert_eq!(run(&["fs", "get", "tank/home", "a"]).works().out, "1\n");
+    run(&["fs", "get", "tank/home", "b"]).fails(6, &["no property"]);
+    run(&["fs", "set", "tank/home", "a=x=y"]).works();
+    assert_eq!(run(&["fs", "get", "tank/home", "a"]).works().out, "x=y\n");
+    run(&["fs", "set", "tank/home", "created=now"]).fails(2, &["cannot be set"]);
+    assert!(run(&["fs", "get", "tank"]).works().out.contains("created"));
+    run(&["fs", "destroy", "tank/home"]).fails(5, &["--force"]);
+    run(&["fs", "destroy", "tank/home", "--force"]).works();
+    run(&["fs", "destroy", "tank/home", "--force"]).fails(6, &["no filesystem"]);
+}
+
+#[test]
+fn mounts() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    let at = daemon.mountpoint("mnt");
+    let at_text = at.to_str().unwrap();
+    assert_eq!(run(&["mount"]).works().out, "nothing is mounted\n");
+    run(&["mount", "tank", "none"]).fails(6, &["does not exist", "mkdir -p"]);
+    run(&["mount", "tank", "mnt", "-o", "bad"]).fails(2, &["bad"]);
+    let mounted = run(&["mount", "tank", "mnt", "-o", "ro,noatime,x-note"]).works();
+    assert_eq!(mounted.out, format!("tank mounted on {at_text}\n"));
+    assert_eq!(daemon.world.mounted(), [format!("tank on {at_text} (ro,noatime)")]);
+    assert!(run(&["mount"]).works().out.contains(at_text));
+    assert_eq!(run(&["mount", "--json"]).works().json()[0]["state"], "mounted");
+    run(&["mount", "tank", at_text]).fails(7, &["in use"]);
+    std::fs::write(at.join("file"), b"x").unwrap();
+    let located = run(&["debug", "locate", "mnt/file"]).works();
+    assert!(located.out.contains("/disks/tank3") && located.out.contains("parity"), "{located:?}");
+    assert_eq!(run(&["debug", "locate", "mnt/file", "--json"]).works().json()[0]["role"], "data");
+    run(&["debug", "locate", "mnt/none"]).fails(6, &["cannot look at"]);
+    run(&["debug", "locate", "/proc/version"]).fails(6, &["not in a mounted"]);
+
+    daemon.world.busy.lock().insert(at.clone());
+    run(&["umount", "mnt"]).fails(7, &["--lazy"]);
+    run(&["umount", "mnt/", "--lazy"]).works();
+    run(&["umount", "mnt"]).fails(6, &["nothing of QRVSA is mounted"]);
+}
+
+#[test]
+fn debugging() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    assert!(qrvsa(&daemon, &["debug", "labels", "/disks/tank0"]).works().out.contains("label 0 at 0x1000: valid"));
+    let uberblocks = qrvsa(&daemon, &["debug", "uberblocks", "/disks/tank0"]).works().out;
+    assert!(uberblocks.contains("NOT VALID: checksum"), "{uberblocks}");
+    qrvsa(&daemon, &["debug", "labels", "/none"]).fails(6, &["no device"]);
+}
+
+#[test]
+fn checks() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let ran = qrvsa(&daemon, &["check", "tank"]).works();
+    assert_eq!(ran.out, "checked: 10 nodes\npool tank is consistent\n");
+    assert!(ran.err.lines().all(|line| line.starts_with("check tank ")), "{ran:?}");
+    assert!(ran.err.contains("finished: 100%"), "{ran:?}");
+    *daemon.world.check_problems.lock() = vec!["row 7 is used twice".into(), "b".into()];
+    let ran = qrvsa(&daemon, &["check", "tank", "--deep"]);
+    assert_eq!(ran.code, 4);
+    assert!(ran.out.contains("row 7 is used twice\n") && ran.out.ends_with("pool tank has 2 problems\n"), "{ran:?}");
+    let ran = qrvsa(&daemon, &["check", "tank", "--json"]);
+    assert_eq!((ran.code, ran.json()["report"]["problems"][1].as_str()), (4, Some("b")));
+    *daemon.world.check_problems.lock() = vec!["panic".into()];
+    let ran = qrvsa(&daemon, &["check", "tank"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains("failed"), "{ran:?}");
+    qrvsa(&daemon, &["check", "none"]).fails(6, &["no pool none"]);
+}
+
+#[test]
+fn a_check_outlives_the_program() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    daemon.world.check_gate.close();
+    let mut first = command(&daemon).args(["check", "tank"]).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the check runs", || daemon.client().jobs().unwrap().len() == 1);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| qrvsa(&daemon, &["check", "tank", "--json"]));
+        let listed = qrvsa(&daemon, &["job", "list"]).works().out;
+        assert!(listed.contains("check-1") && listed.contains("running"), "{listed}");
+        daemon.world.check_gate.open();
+        assert_eq!(second.join().unwrap().works().json()["id"], "check-1");
+    });
+    qrvsa(&daemon, &["job", "wait", "check-1"]).works();
+    qrvsa(&daemon, &["job", "wait", "check-2"]).fails(6, &["no job"]);
+}
+
+#[test]
+fn scrubs() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    run(&["pool", "scrub", "tank", "--stop"]).fails(6, &["no scrub"]);
+    assert!(run(&["pool", "scrub", "tank"]).works().out.starts_with("scrub of tank running (job job-1"));
+    run(&["pool", "scrub", "tank"]).fails(7, &["is running"]);
+    run(&["pool", "scrub", "tank", "--pause"]).works();
+    assert!(run(&["pool", "status", "tank"]).works().out.contains("scrub: paused, 0%"));
+    assert_eq!(run(&["pool", "scrub", "tank", "--json"]).works().json()["state"], "running");
+    std::thread::scope(|scope| {
+        // Joins the one that runs.
+        let waiting = scope.spawn(|| run(&["pool", "scrub", "tank", "--wait"]));
+        std::thread::sleep(Duration::from_millis(100));
+        daemon.world.job(|job| {
+            job.state = JobState::Finished;
+            job.done_bytes = job.total_bytes;
+            job.errors_found = 2;
+            job.repaired = 2;
+            job.finished_unix_s = Some(job.started_unix_s + 90);
+        });
+        let ran = waiting.join().unwrap().works();
+        assert_eq!(ran.out, "scrub of tank finished in 1m30s: 1.00 MiB, 2 errors found, 2 repaired\n");
+        let lines: Vec<_> = ran.err.lines().collect();
+        assert!(lines[0].starts_with("scrub tank running: 0% (0 B of 1.00 MiB), 1.00 MiB/s, 1s left"), "{lines:?}");
+        assert!(lines[lines.len() - 1].starts_with("scrub tank finished: 100%"), "{lines:?}");
+    });
+    daemon.world.job(|job| job.repaired = 1);
+    assert_eq!(run(&["job", "wait", "job-1"]).code, 4);
+    assert!(run(&["pool", "status", "tank"]).works().out.contains("scrub: finished 2023-11-14 22:14:50 UTC, 2 errors"));
+}
+
+#[test]
+fn replacing() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    run(&["pool", "replace", "tank", "0", "/disks/tank1"]).fails(5, &["holds data", "--force"]);
+    run(&["pool", "replace", "tank", "9", "/disks/new"]).fails(6, &["no device 9"]);
+    assert!(run(&["pool", "replace", "tank", "0", "/disks/new"]).works().out.starts_with("rebuild of tank running"));
+    assert!(run(&["pool", "status", "tank"]).works().out.contains("rebuild: running"));
+    daemon.world.job(|job| job.state = JobState::Failed);
+    assert_eq!(run(&["job", "wait", "job-1"]).code, 1);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| run(&["pool", "replace", "tank", "1", "new.img:1G", "--wait", "--json"]));
+        eventually("it is replaced", || daemon.world.jobs.lock().len() == 2);
+        daemon.world.job(|job| job.state = JobState::Finished);
+        assert_eq!(waiting.join().unwrap().works().json()["kind"], "rebuild");
+    });
+}
+
+#[test]
+fn what_destroys_is_confirmed() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    qrvsa(&daemon, &["pool", "destroy", "tank"]).fails(5, &["all data in pool tank", "--force"]);
+    let again = ["pool", "create", "lake", "/disks/tank0"];
+    qrvsa(&daemon, &again).fails(5, &["holds data", "--force"]);
+    let ran = qrvsa(&daemon, &["pool", "destroy", "tank", "--json"]);
+    assert_eq!((ran.code, ran.json()["kind"].as_str()), (5, Some("needs_force")));
+
+    for (typed, code) in [("no\n", 5), ("\n", 5), ("\x04", 5), ("what\nno\n", 5)] {
+        let (got, shown) = on_terminal(&daemon, &["pool", "destroy", "tank"], typed);
+        assert_eq!(got, code, "{typed:?}: {shown}");
+        assert!(shown.contains("all data in pool tank would be destroyed. Go on? [yes/no]"), "{shown}");
+        assert!(shown.contains("nothing was changed"), "{shown}");
+    }
+    assert_eq!(daemon.client().pools().unwrap().len(), 1);
+    let (code, shown) = on_terminal(&daemon, &again, "yes\n");
+    assert_eq!(code, 0, "{shown}");
+    let (code, shown) = on_terminal(&daemon, &["pool", "destroy", "tank"], "what\ny\n");
+    assert_eq!(code, 0, "{shown}");
+    assert_eq!(daemon.client().pools().unwrap().len(), 1);
+}
+
+#[test]
+fn a_terminal_gets_a_bar() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let (code, shown) = on_terminal(&daemon, &["check", "tank"], "");
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown.contains("check tank [") && shown.contains("pool tank is consistent"), "{shown:?}");
+}
+
+#[test]
+fn usage_errors_are_one_line_and_never_reach_the_daemon() {
+    let daemon = TestDaemon::new();
+    for (args, part) in [
+        (&[][..], "Usage"),
+        (&["pool"], "Usage"),
+        (&["pool", "create", "tank"], "<DEVICE>"),
+        (&["pool", "create", "../x", "/a"], "does not begin with"),
+        (&["pool", "create", "x", "--geometry", "2x2", "/a"], "2x2"),
+        (&["pool", "create", "x", "/a:0G"], "size of 0"),
+        (&["fs", "create", "tank/a/b"], "characters other than"),
+        (&["fs", "set", "tank", "nothing"], "KEY=VALUE"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let ran = qrvsa(&daemon, args);
+        ran.fails(2, &[]);
+        assert!(ran.err.to_lowercase().contains(&part.to_lowercase()), "{part:?} is not in {ran:?}");
+    }
+    for args in [&["--help"][..], &["help"], &["pool", "create", "--help"], &["--version"]] {
+        assert!(!qrvsa(&daemon, args).works().out.is_empty());
+    }
+    assert!(qrvsa(&daemon, &["--help"]).out.contains("Exit codes:\n  0  done"));
+}
+
+#[test]
+fn without_a_daemon() {
+    let daemon = TestDaemon::new();
+    qrvsa(&daemon, &["pool", "list"]).fails(3, &["not running", "start it with"]);
+    let ran = finish(command(&daemon).env_remove("QRVSA_SOCKET").args(["pool", "list", "--socket", "/nonexistent/s"]));
+    ran.fails(3, &["/nonexistent/s", "qrvsad --socket /nonexistent/s"]);
+    let ran = finish(command(&daemon).args(["pool", "list", "--json"]));
+    assert_eq!((ran.code, ran.json()["kind"].as_str()), (3, Some("unreachable")));
+}
+
+#[test]
+fn losing_the_daemon_while_waiting() {
+    let mut daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let waiting = command(&daemon)
+        .args(["pool", "scrub", "tank", "--wait"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it scrubs", || !daemon.world.jobs.lock().is_empty());
+    daemon.stop();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.lines().last().unwrap().contains("lost sight of the scrub of tank"), "{err}");
+}
+
+#[test]
+fn other_users_are_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let daemon = TestDaemon::start();
+    // Where another user can get at it.
+    let program = daemon.dir.path().join("qrvsa");
+    std::fs::copy(env!("CARGO_BIN_EXE_qrvsa"), &program).unwrap();
+    for path in [daemon.dir.path(), &daemon.dir.path().join("run"), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let as_nobody = || {
+        finish(
+            Command::new(&program)
+                .args(["pool", "list"])
+                .env("QRVSA_SOCKET", daemon.socket())
+                .stdin(Stdio::null())
+                .uid(65534)
+                .gid(65534)
+                .current_dir("/"),
+        )
+    };
+    as_nobody().fails(3, &["no permission", "as root"]);
+    // Even when somebody opened the socket for all.
+    std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    as_nobody().fails(3, &["user 65534 may not use the daemon"]);
+}
+
+#[test]
+fn the_mount_helper() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let at = daemon.mountpoint("mnt");
+    let at = at.to_str().unwrap();
+    let link = daemon.dir.path().join("mount.fuse.qrvsa");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_qrvsa"), &link).unwrap();
+    // As mount(8) does it early at boot: no environment at all.
+    let helper =
+        |args: &[&str]| finish(Command::new(&link).args(args).env_clear().env("PATH", "").stdin(Stdio::null()));
+    let socket = format!("rw,socket={}", daemon.socket().display());
+
+    let ran = helper(&["tank", at, "-o", "rw,socket=/nonexistent/s"]);
+    ran.fails(32, &["not running", "start it with"]);
+    helper(&["tank"]).fails(1, &["usage"]);
+    helper(&["tank/none", at, "-o", &socket]).fails(32, &["no filesystem"]);
+    helper(&["tank", at, "-f", "-o", &socket]).works();
+    assert_eq!(daemon.world.mounted(), [""; 0]);
+
+    helper(&["tank", at, "-s", "-o", &format!("{socket},noatime,nofail,_netdev,x-systemd.automount")]).works();
+    assert_eq!(daemon.world.mounted(), [format!("tank on {at} (noatime)")]);
+    assert_eq!(daemon.remembered().1.len(), 1);
+    // What the daemon restored before fstab was read is there already.
+    helper(&["tank", at, "-o", &socket]).works();
+    daemon.pool("lake");
+    helper(&["lake", at, "-o", &socket]).fails(32, &["in use"]);
+    assert_eq!(daemon.world.mounted().len(), 1);
+    // Without an option, the environment names the socket.
+    let other = daemon.mountpoint("other");
+    let mut command = Command::new(&link);
+    finish(command.arg("lake").arg(&other).env_clear().env("QRVSA_SOCKET", daemon.socket())).works();
+    assert_eq!(daemon.world.mounted().len(), 2);
+}
+
+#[test]
+fn files_for_packages() {
+    let daemon = TestDaemon::new();
+    let dir = daemon.dir.path().join("man/deep");
+    qrvsa(&daemon, &["generate", "man", dir.to_str().unwrap()]).works();
+    for page in ["qrvsa.1", "qrvsa-pool.1", "qrvsa-pool-create.1", "qrvsa-check.1"] {
+        let text = std::fs::read_to_string(dir.join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}");
+    }
+    assert!(std::fs::read_to_string(dir.join("qrvsa.1")).unwrap().contains("Exit codes"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(qrvsa(&daemon, &["generate", "completions", shell]).works().out.contains("qrvsa"), "{shell}");
+    }
+    assert!(!qrvsa(&daemon, &["--help"]).works().out.contains("generate"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let daemon = TestDaemon::start();
+    let mut child =
+        command(&daemon).args(["help", "pool"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+    assert_eq!(daemon.world.sync_gate.waiting.load(Ordering::SeqCst), 0);
+}
