@@ -220,9 +220,11 @@ impl Space {
 
     /// Adds a member with the next index.
     pub fn add_member(&self, member: Arc<Member>) {
+        // the order of locks is: allocation, groups, members
+        let mut alloc = self.alloc.lock();
         let mut members = self.members.write();
         assert_eq!(usize::from(member.index), members.len());
-        self.alloc.lock().free_zones.push((0..layout::zone_count(member.size_bytes, self.zone_shift)).collect());
+        alloc.free_zones.push((0..layout::zone_count(member.size_bytes, self.zone_shift)).collect());
         members.push(member);
         self.capacity_changed();
     }
@@ -688,3 +690,39 @@ const PLENTY_OF_GROUPS: u64 = 4;
 
 /// Rows a tree node always takes: 16 KiB, so that metadata groups never fragment.
 pub const NODE_ROWS: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::format::entries::{DeviceEntry, MemberState};
+    use super::*;
+
+    #[test]
+    fn adding_a_member_does_not_hold_the_members_while_it_waits_for_the_allocation() {
+        let space = Arc::new(Space::new(Geometry { data: 1, parity: 0 }, 22, Vec::new(), Vec::new()).unwrap());
+        let entry = DeviceEntry {
+            index: 0,
+            device_id: 1,
+            state: MemberState::Online,
+            size_bytes: 64 << 20,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+            repaired: 0,
+            path: String::new(),
+            message: String::new(),
+        };
+        // as `capacity` and the committing thread do: the allocation first, the members under it
+        let alloc = space.alloc.lock();
+        let adding = {
+            let space = space.clone();
+            std::thread::spawn(move || space.add_member(Arc::new(Member::new(&entry, None))))
+        };
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(space.members.try_read().is_some(), "two threads would wait for each other");
+        drop(alloc);
+        adding.join().unwrap();
+        assert_eq!(space.members().len(), 1);
+    }
+}
