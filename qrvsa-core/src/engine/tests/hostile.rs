@@ -1,0 +1,99 @@
+//! Scenarios that a hostile reader of the engine came up with: each of them once lost data, hung, or stopped the pool.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::super::open::read_uberblocks;
+use super::*;
+use crate::device::batch::Completions;
+use crate::device::sim::{Effect, Fault, Operation};
+use crate::device::{DeviceInfo, IoError, Outcome, Request};
+use crate::pool::format::entries::{Class, DeviceEntry};
+use crate::pool::member::Member;
+use crate::pool::space::Space;
+use crate::record::store::RecordStore;
+
+fn new_disk(name: &str, mib: u64) -> (Arc<dyn Device>, SimControl) {
+    SimDevice::create(SimConfig { name: name.to_owned(), ..SimConfig::new(mib << 20) })
+}
+
+fn member(index: u16, size_bytes: u64, device: Option<Arc<dyn Device>>) -> Arc<Member> {
+    let entry = DeviceEntry {
+        index,
+        device_id: u128::from(index) + 1,
+        state: MemberState::Online,
+        size_bytes,
+        read_errors: 0,
+        write_errors: 0,
+        checksum_errors: 0,
+        repaired: 0,
+        path: String::new(),
+        message: String::new(),
+    };
+    Arc::new(Member::new(&entry, device))
+}
+
+impl World {
+    /// A world that takes a whole pool into one transaction group.
+    fn with_much_memory(geometry: Geometry, count: usize, mib: u64, seed: u64) -> World {
+        let mut world = World::new(geometry, count, mib, seed);
+        world.pool().close().unwrap();
+        world.options.memory_bytes = 2 << 30;
+        world.import(|_| true).unwrap();
+        world
+    }
+
+    fn rebuild(&self) -> Arc<super::super::status::Job> {
+        let job = self.pool().new_rebuild();
+        self.pool().run_rebuild(&job);
+        job
+    }
+
+    /// Writes whole records until the pool refuses; returns how many.
+    fn write_until_full(&self, first: u64) -> u64 {
+        let ds = self.dataset();
+        let data = pattern(first, RECORD as usize);
+        for i in 0.. {
+            let (id, slot) = (first + i / 64, i % 64);
+            let result = ds
+                .begin(Intent::Grow)
+                .and_then(|tx| Store::write(&*ds, &tx, object(id), slot * u64::from(RECORD), &data));
+            if let Err(e) = result {
+                assert_eq!(e.errno(), nix::errno::Errno::ENOSPC, "{e}");
+                return i;
+            }
+        }
+        unreachable!("the pool never gets full")
+    }
+}
+
+#[test]
+fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
+    let mut world = World::new(geometry(2, 1), 3, 80, 29);
+    world.write(4000, 0, &pattern(1, 5000));
+    world.pool().commit().unwrap();
+    // a name of 4001, and its contents
+    let ds = world.dataset();
+    let name = Key::new(4001, 2, 7);
+    {
+        let tx = ds.begin(Intent::Grow).unwrap();
+        Store::put(&*ds, &tx, name, Arc::from(b"name".as_slice()), Log::Always);
+    }
+    world.write(4001, 0, &pattern(2, 5000));
+    world.write(4000, 0, &pattern(3, 5000));
+    // somebody syncs 4000, part of which was committed without having been logged, and is still waiting for a commit
+    ds.log_object(object(4000), &[]).unwrap();
+    // when somebody else syncs 4001
+    let before = world.pool().committed_txg();
+    world.fsync(4001);
+    if world.pool().committed_txg() == before {
+        world.crash(CrashMode::LoseAll);
+    }
+    drop(ds);
+    world.import(|_| true).unwrap();
+    let ds = world.dataset();
+    assert!(world.read(4001, 0, 5000).unwrap() == pattern(2, 5000));
+    assert!(Store::get(&*ds, name).unwrap().is_some(), "what was acknowledged has no name");
+}
