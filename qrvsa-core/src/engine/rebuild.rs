@@ -390,7 +390,6 @@ impl Pool {
             let place = columns[*i].place;
             let Some(member) = self.space.member(place.device) else { continue };
             let Some(device) = member.device() else { continue };
-            member.touched.store(true, Ordering::Release);
             let offset = self.space.offset(place, row);
             let slices = vec![BufSlice::whole(Arc::new(bytes))];
             batch.push(&device, Request::Write { offset, slices, durable: false });

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::checksum::checksum;
 use super::erasure::Codec;
@@ -69,7 +68,6 @@ impl Flight<'_> {
     fn send(&mut self, place: ZoneRef, run: Run) {
         let Some(member) = self.store.space.member(place.device) else { return };
         let Some(device) = member.device() else { return };
-        member.touched.store(true, Ordering::Release);
         let offset = self.store.space.offset(place, run.start_row);
         self.batch.push(&device, Request::Write { offset, slices: run.slices, durable: false });
         self.owners.push(member);
@@ -220,10 +218,9 @@ impl RecordStore {
     pub fn flush(&self) {
         let mut batch = IoBatch::new();
         let mut owners = Vec::new();
+        // all of them: a mark of what was written to would be taken away by the flush of another thread, which may have
+        // begun before our write was done or may not have ended yet
         for member in self.space.members() {
-            if !member.touched.swap(false, Ordering::AcqRel) {
-                continue;
-            }
             if let Some(device) = member.device() {
                 batch.push(&device, Request::Flush);
                 owners.push(member);

@@ -69,6 +69,61 @@ impl World {
     }
 }
 
+/// Answers flushes when it is told to.
+struct SlowFlush {
+    info: DeviceInfo,
+    open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Device for SlowFlush {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn submit(&self, requests: Vec<(u64, Request)>, completions: &Arc<Completions>) {
+        let (open, completions) = (self.open.clone(), completions.clone());
+        std::thread::spawn(move || {
+            let mut is_open = open.0.lock();
+            while !*is_open {
+                open.1.wait(&mut is_open);
+            }
+            requests.iter().for_each(|(tag, _)| completions.complete(*tag, Outcome::Done(Vec::new())));
+        });
+    }
+
+    fn drive(&self, _timeout: Duration) -> bool {
+        false
+    }
+
+    fn check_presence(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_flush_does_not_rely_on_one_that_another_thread_has_not_finished() {
+    let open = Arc::new((Mutex::new(false), Condvar::new()));
+    let info = new_disk("disk", 64).0.info().clone();
+    let device: Arc<dyn Device> = Arc::new(SlowFlush { info, open: open.clone() });
+    let member = member(0, 64 << 20, Some(device));
+    let space = Arc::new(Space::new(geometry(1, 0), 22, vec![member], Vec::new()).unwrap());
+    let records = Arc::new(RecordStore::new(space, 1 << 20));
+    // a rebuild flushes, and meanwhile a commit wants to write its uberblock
+    let flush = |records: &Arc<RecordStore>| {
+        let records = records.clone();
+        std::thread::spawn(move || records.flush())
+    };
+    let rebuild = flush(&records);
+    std::thread::sleep(Duration::from_millis(100));
+    let commit = flush(&records);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!commit.is_finished(), "nothing was flushed yet, but the commit would go on");
+    *open.0.lock() = true;
+    open.1.notify_all();
+    rebuild.join().unwrap();
+    commit.join().unwrap();
+}
+
 #[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
