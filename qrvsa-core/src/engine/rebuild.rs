@@ -145,6 +145,9 @@ impl Pool {
     /// `Invalid` for a device that is too small.
     pub fn begin_replace(&self, old: &str, device: Arc<dyn Device>) -> Result<()> {
         let old = self.find_member(old)?;
+        if old.state() == MemberState::Leaving {
+            fail!(Invalid, "{} is being replaced already", old.path());
+        }
         let path = device.info().path.display().to_string();
         let size_bytes = device.info().size_bytes;
         if size_bytes < layout::DEVICE_BYTES_MIN {
@@ -193,6 +196,8 @@ impl Pool {
             pool_name: self.name.clone(),
         };
         write_label(&device, &label)?;
+        // no commit makes or dissolves groups meanwhile
+        let state = self.commit_state.lock();
         self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
         let old_serves = old.in_service();
         if old_serves {
@@ -200,10 +205,15 @@ impl Pool {
         }
         for group in self.space.groups() {
             let _io = group.io.write();
+            if !group.columns.read().iter().any(|c| c.place.device == old.index) {
+                continue;
+            }
+            // a group has at most one column on a member; its zone first: no lock is taken under that of the columns
+            let zone = self.space.take_zone(index)?;
             let mut columns = group.columns.write();
             for c in columns.iter_mut().filter(|c| c.place.device == old.index) {
-                let zone = self.space.take_zone(index)?;
-                let previous = (old_serves && !c.stale).then_some(c.place);
+                // if the old device does not hold the column itself yet, it still comes from where that would have it from
+                let previous = if c.stale { c.previous } else { old_serves.then_some(c.place) };
                 *c = ColumnEntry { place: ZoneRef { device: index, zone }, stale: true, previous };
                 group.changed.store(true, Ordering::Release);
             }
@@ -211,6 +221,7 @@ impl Pool {
         if !old_serves {
             old.set_state(MemberState::Removed, "replaced");
         }
+        drop(state);
         self.commit()
     }
 

@@ -125,6 +125,34 @@ fn a_flush_does_not_rely_on_one_that_another_thread_has_not_finished() {
 }
 
 #[test]
+fn a_replacement_that_is_itself_replaced_keeps_the_old_device_as_its_source() {
+    for parity in [0, 1] {
+        let mut world = World::new(geometry(2, parity), 2 + parity as usize, 80, 21);
+        let files = fill(&world, 2000, 20);
+        world.pool().commit().unwrap();
+        let first = new_disk("new0", 80);
+        world.pool().begin_replace("disk0", first.0.clone()).unwrap();
+        if parity == 0 {
+            // the new device is not even good for the rebuild
+            first.1.vanish();
+            world.pool().check_devices();
+        }
+        let second = new_disk("new1", 80);
+        world.pool().begin_replace("new0", second.0.clone()).unwrap();
+        let job = world.rebuild();
+        assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+        world.drop_caches();
+        compare(&world, &files);
+        assert_eq!(world.scrub(), (0, 0, 0));
+        assert!(world.pool().status().devices.iter().all(|d| d.state == MemberState::Online));
+        world.disks[0] = second;
+        world.import(|_| true).unwrap();
+        compare(&world, &files);
+        world.check();
+    }
+}
+
+#[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
     world.write(4000, 0, &pattern(1, 5000));
