@@ -104,14 +104,11 @@ impl Flight<'_> {
 }
 
 impl RecordStore {
-    /// Fails when more columns of a group are out of service than it has parity.
+    /// Fails when more columns of a group are out of service than it has parity. A column that is being moved is in service
+    /// as long as one of its two places is.
     pub(crate) fn check_writable(&self, group: &Group) -> Result<()> {
-        let out = group
-            .columns
-            .read()
-            .iter()
-            .filter(|c| !self.space.member(c.place.device).is_some_and(|m| m.in_service()))
-            .count();
+        let serves = |place: ZoneRef| self.space.member(place.device).is_some_and(|m| m.in_service());
+        let out = group.columns.read().iter().filter(|c| !serves(c.place) && !c.previous.is_some_and(serves)).count();
         if out > usize::from(group.parity) {
             fail!(Suspended, "{out} devices of block group {} are gone, it survives only {}", group.id, group.parity);
         }

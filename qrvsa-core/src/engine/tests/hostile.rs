@@ -153,6 +153,25 @@ fn a_replacement_that_is_itself_replaced_keeps_the_old_device_as_its_source() {
 }
 
 #[test]
+fn a_new_device_that_dies_during_the_replacement_does_not_stop_the_pool() {
+    let mut world = World::new(geometry(2, 0), 2, 80, 22);
+    let mut files = fill(&world, 2000, 20);
+    world.pool().commit().unwrap();
+    let new = new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    new.1.vanish();
+    files.extend(fill(&world, 2100, 10));
+    world.pool().commit().unwrap();
+    world.drop_caches();
+    compare(&world, &files);
+    world.import(|_| true).unwrap();
+    compare(&world, &files);
+    files.extend(fill(&world, 2200, 10));
+    world.pool().commit().unwrap();
+    world.check();
+}
+
+#[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
     world.write(4000, 0, &pattern(1, 5000));
