@@ -132,9 +132,17 @@ impl Pool {
         for group in self.space.groups() {
             let _io = group.io.write();
             let mut columns = group.columns.write();
-            for c in columns.iter_mut().filter(|c| c.place.device == index) {
-                c.stale = true;
-                group.changed.store(true, Ordering::Release);
+            for c in columns.iter_mut() {
+                if c.place.device == index {
+                    c.stale = true;
+                    group.changed.store(true, Ordering::Release);
+                }
+                if c.previous.is_some_and(|p| p.device == index) {
+                    // it left while it was being replaced and missed writes: no source any more. Its zone stays taken
+                    // until the next import.
+                    c.previous = None;
+                    group.changed.store(true, Ordering::Release);
+                }
             }
         }
     }

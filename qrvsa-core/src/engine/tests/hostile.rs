@@ -172,6 +172,25 @@ fn a_new_device_that_dies_during_the_replacement_does_not_stop_the_pool() {
 }
 
 #[test]
+fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more() {
+    let world = World::new(geometry(2, 1), 3, 80, 23);
+    let mut files = fill(&world, 2000, 20);
+    world.pool().commit().unwrap();
+    let new = new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    world.disks[0].1.vanish();
+    files.extend(fill(&world, 2100, 20));
+    world.pool().commit().unwrap();
+    world.disks[0].1.reappear();
+    let candidate = Candidate::new(world.disks[0].0.clone()).unwrap();
+    world.pool().online("disk0", candidate).unwrap();
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    assert_eq!(world.scrub(), (0, 0, 0), "what the returned device missed was not taken from it");
+    compare(&world, &files);
+}
+
+#[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
     world.write(4000, 0, &pattern(1, 5000));
