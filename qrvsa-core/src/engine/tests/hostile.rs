@@ -191,6 +191,25 @@ fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more(
 }
 
 #[test]
+fn a_pool_promises_no_space_on_devices_that_leave_or_are_gone() {
+    // being replaced
+    let world = World::with_much_memory(geometry(2, 1), 3, 80, 25);
+    let new = new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    assert!(world.write_until_full(3000) > 100);
+    world.pool().commit().unwrap();
+    world.check_degraded();
+    // more devices than columns, one is gone
+    let world = World::with_much_memory(geometry(2, 1), 4, 80, 26);
+    world.disks[3].1.vanish();
+    world.pool().check_devices();
+    world.pool().commit().unwrap();
+    assert!(world.write_until_full(3000) > 100);
+    world.pool().commit().unwrap();
+    world.check_degraded();
+}
+
+#[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
     world.write(4000, 0, &pattern(1, 5000));
