@@ -210,6 +210,36 @@ fn a_pool_promises_no_space_on_devices_that_leave_or_are_gone() {
 }
 
 #[test]
+fn a_full_pool_whose_free_rows_are_scattered_holds_what_was_promised() {
+    let world = World::with_much_memory(geometry(3, 1), 4, 56, 28);
+    let ds = world.dataset();
+    // one row each
+    let small = |id| ObjectRef { id, record_size: 16 << 10 };
+    let data = pattern(1, 12 << 10);
+    let mut count = 0u64;
+    loop {
+        let (id, slot) = (3000 + count / 1024, count % 1024);
+        match ds.begin(Intent::Grow).and_then(|tx| Store::write(&*ds, &tx, small(id), slot << 14, &data)) {
+            Ok(()) => count += 1,
+            Err(_) => break,
+        }
+    }
+    world.pool().commit().unwrap();
+    for i in (0..count).step_by(2) {
+        let tx = ds.begin(Intent::Shrink).unwrap();
+        let (id, slot) = (3000 + i / 1024, i % 1024);
+        Store::punch(&*ds, &tx, small(id), slot << 14..(slot + 1) << 14).unwrap();
+    }
+    for _ in 0..4 {
+        world.pool().commit().unwrap();
+    }
+    assert!(world.write_until_full(9000) > 20);
+    world.pool().commit().unwrap();
+    assert_eq!(world.pool().suspended(), None);
+    world.check();
+}
+
+#[test]
 fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     let mut world = World::new(geometry(2, 1), 3, 80, 29);
     world.write(4000, 0, &pattern(1, 5000));
