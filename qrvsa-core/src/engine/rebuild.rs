@@ -56,16 +56,10 @@ impl Pool {
     /// Whether the pool can do without this member right now.
     fn can_lose(&self, index: u16) -> bool {
         self.space.groups().iter().all(|g| {
-            let columns = g.columns.read();
-            let out = columns
-                .iter()
-                .filter(|c| {
-                    c.place.device == index
-                        || (c.stale && c.previous.is_none_or(|p| p.device == index))
-                        || !self.space.member(c.place.device).is_some_and(|m| m.in_service())
-                })
-                .count();
-            g.class == Class::Log || g.used_rows() == 0 || out <= usize::from(g.parity)
+            let serves = |p: ZoneRef| p.device != index && self.space.member(p.device).is_some_and(|m| m.in_service());
+            let holds = |c: &ColumnEntry| (!c.stale && serves(c.place)) || c.previous.is_some_and(serves);
+            // groups of the log and empty ones as well: a commit needs them writable
+            g.columns.read().iter().filter(|c| !holds(c)).count() <= usize::from(g.parity)
         })
     }
 

@@ -210,6 +210,22 @@ fn a_pool_promises_no_space_on_devices_that_leave_or_are_gone() {
 }
 
 #[test]
+fn taking_a_device_offline_never_stops_the_pool() {
+    for first in 0..4 {
+        for second in (0..4).filter(|s| *s != first) {
+            let world = World::new(geometry(1, 1), 4, 80, 27);
+            // hardly any group holds anything yet
+            world.pool().offline(&format!("disk{first}")).unwrap();
+            let _ = world.pool().offline(&format!("disk{second}"));
+            assert_eq!(world.pool().suspended(), None, "{first} and then {second}");
+            let files = fill(&world, 2000, 3);
+            world.pool().commit().unwrap();
+            compare(&world, &files);
+        }
+    }
+}
+
+#[test]
 fn a_full_pool_whose_free_rows_are_scattered_holds_what_was_promised() {
     let world = World::with_much_memory(geometry(3, 1), 4, 56, 28);
     let ds = world.dataset();
