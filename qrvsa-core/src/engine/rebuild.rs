@@ -316,17 +316,20 @@ impl Pool {
             row = end;
         }
         let _io = group.io.write();
+        if self.space.group(group.id).is_err() {
+            // emptied and dissolved meanwhile, its zones are given back
+            return Ok(());
+        }
         self.records.flush();
-        let mut columns = group.columns.write();
-        for i in stale {
-            let c = &mut columns[i];
-            if self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+        let mut left = Vec::new();
+        for (i, c) in group.columns.write().iter_mut().enumerate() {
+            if stale.contains(&i) && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
                 c.stale = false;
-                if let Some(previous) = c.previous.take() {
-                    self.space.return_zone(previous);
-                }
+                left.extend(c.previous.take());
             }
         }
+        // not under the lock of the columns: a commit may want to read them while it allocates
+        left.into_iter().for_each(|place| self.space.return_zone(place));
         group.changed.store(true, Ordering::Release);
         Ok(())
     }
