@@ -266,6 +266,8 @@ impl Pool {
     }
 
     fn rebuild_all(&self, job: &Arc<Job>) -> Result<bool> {
+        // members whose columns this rebuild moved away
+        let mut left = BTreeSet::new();
         // rounds, since writes on a degraded pool make groups with stale columns, too
         for _ in 0..100 {
             let todo: Vec<Arc<Group>> =
@@ -280,18 +282,18 @@ impl Pool {
                 if job.request.load(Ordering::Acquire) != 0 {
                     return Ok(false);
                 }
-                self.rebuild_group(job, &group)?;
+                self.rebuild_group(job, &group, &mut left)?;
             }
             // the columns count from this commit on
             self.commit()?;
-            self.finish_members()?;
+            self.finish_members(&left)?;
         }
-        self.finish_members()?;
+        self.finish_members(&left)?;
         Ok(true)
     }
 
     /// Rebuilds the stale columns of one group that are in service.
-    fn rebuild_group(&self, job: &Job, group: &Arc<Group>) -> Result<()> {
+    fn rebuild_group(&self, job: &Job, group: &Arc<Group>, left_members: &mut BTreeSet<u16>) -> Result<()> {
         let stale = self.stale_columns(group);
         let mut row = 0;
         while group.class != Class::Log && row < group.zone_rows() {
@@ -329,7 +331,10 @@ impl Pool {
             }
         }
         // not under the lock of the columns: a commit may want to read them while it allocates
-        left.into_iter().for_each(|place| self.space.return_zone(place));
+        for place in left {
+            left_members.insert(place.device);
+            self.space.return_zone(place);
+        }
         group.changed.store(true, Ordering::Release);
         Ok(())
     }
@@ -423,8 +428,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Members whose last stale column is done are online; those that have no column left are out.
-    fn finish_members(&self) -> Result<()> {
+    /// Members whose last stale column is done are online; those that have no column left are out, also when they failed
+    /// before their replacement was complete (`left`).
+    fn finish_members(&self, left: &BTreeSet<u16>) -> Result<()> {
         let mut stale_on: BTreeSet<u16> = BTreeSet::new();
         let mut used: BTreeSet<u16> = BTreeSet::new();
         for group in self.space.groups() {
@@ -445,6 +451,12 @@ impl Pool {
                 }
                 MemberState::Leaving if !used.contains(&member.index) => {
                     gone.push(member.device());
+                    member.set_state(MemberState::Removed, "replaced");
+                    changed = true;
+                }
+                MemberState::Faulted | MemberState::Offline
+                    if left.contains(&member.index) && !used.contains(&member.index) =>
+                {
                     member.set_state(MemberState::Removed, "replaced");
                     changed = true;
                 }

@@ -191,6 +191,22 @@ fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more(
 }
 
 #[test]
+fn a_device_that_dies_while_it_is_replaced_is_gone_afterwards() {
+    let world = World::new(geometry(2, 1), 3, 80, 24);
+    let files = fill(&world, 2000, 20);
+    world.pool().commit().unwrap();
+    let new = new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    world.disks[0].1.vanish();
+    world.pool().check_devices();
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    compare(&world, &files);
+    let status = world.pool().status();
+    assert!(status.devices.iter().all(|d| d.in_service), "{:?}", status.devices);
+}
+
+#[test]
 fn a_pool_promises_no_space_on_devices_that_leave_or_are_gone() {
     // being replaced
     let world = World::with_much_memory(geometry(2, 1), 3, 80, 25);
