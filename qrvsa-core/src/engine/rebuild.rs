@@ -269,9 +269,11 @@ impl Pool {
         // members whose columns this rebuild moved away
         let mut left = BTreeSet::new();
         // rounds, since writes on a degraded pool make groups with stale columns, too
+        let mut given_up: BTreeSet<u32> = BTreeSet::new();
+        let mut first_error = None;
         for _ in 0..100 {
-            let todo: Vec<Arc<Group>> =
-                self.space.groups().into_iter().filter(|g| !self.stale_columns(g).is_empty()).collect();
+            let wanted = |g: &Arc<Group>| !given_up.contains(&g.id) && !self.stale_columns(g).is_empty();
+            let todo: Vec<Arc<Group>> = self.space.groups().into_iter().filter(wanted).collect();
             if todo.is_empty() {
                 break;
             }
@@ -282,14 +284,19 @@ impl Pool {
                 if job.request.load(Ordering::Acquire) != 0 {
                     return Ok(false);
                 }
-                self.rebuild_group(job, &group, &mut left)?;
+                // a group that cannot be had must not keep the others from their redundancy
+                if let Err(e) = self.rebuild_group(job, &group, &mut left) {
+                    tracing::error!(pool = %self.name, group = group.id, "rebuild: {e}");
+                    given_up.insert(group.id);
+                    first_error.get_or_insert(e);
+                }
             }
             // the columns count from this commit on
             self.commit()?;
             self.finish_members(&left)?;
         }
         self.finish_members(&left)?;
-        Ok(true)
+        first_error.map_or(Ok(true), Err)
     }
 
     /// Rebuilds the stale columns of one group that are in service.
@@ -339,7 +346,11 @@ impl Pool {
         Ok(())
     }
 
-    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively.
+    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively. Rows that devices in service do
+    /// not return are counted as lost and passed over: whoever reads them is told by their checksums.
+    ///
+    /// # Errors
+    /// `Degraded` when too few columns are in service.
     fn rebuild_run(&self, job: &Job, group: &Group, stale: &[usize], row: u32, count: u32) -> Result<()> {
         let columns = group.columns.read().clone();
         let len = count as usize * BLOCK_SIZE;
@@ -347,6 +358,7 @@ impl Pool {
         // a column that is still readable at its old place is copied, the others are decoded
         let mut have: Vec<Option<AlignedBuf>> = std::iter::repeat_with(|| None).take(columns.len()).collect();
         let mut tried: BTreeSet<usize> = BTreeSet::new();
+        let mut read_errors = false;
         loop {
             let copied = stale.iter().all(|i| have[*i].is_some());
             let good = have.iter().filter(|h| h.is_some()).count();
@@ -369,8 +381,21 @@ impl Pool {
                     break;
                 }
             }
-            if owners.is_empty() {
+            if owners.is_empty() && read_errors {
+                if count > 1 {
+                    let half = count / 2;
+                    self.rebuild_run(job, group, stale, row, half)?;
+                    return self.rebuild_run(job, group, stale, row + half, count - half);
+                }
                 job.lost.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    group = group.id,
+                    row,
+                    "rebuild: only {good} of the {width} columns needed can be read"
+                );
+                break;
+            }
+            if owners.is_empty() {
                 fail!(
                     Degraded,
                     "rows {row}+{count} of block group {}: only {good} of the {width} columns needed can be read",
@@ -381,18 +406,22 @@ impl Pool {
                 match outcome {
                     Outcome::Done(mut bufs) => have[i] = bufs.pop(),
                     Outcome::Failed(error) => {
+                        read_errors = true;
                         job.errors.fetch_add(1, Ordering::Relaxed);
                         member.count(&member.read_errors);
                         tracing::warn!(device = %member.path(), "rebuild: read failed: {error}");
                     }
                     Outcome::TimedOut => {
+                        read_errors = true;
                         job.errors.fetch_add(1, Ordering::Relaxed);
                         member.count(&member.read_errors);
                     }
                 }
             }
         }
-        let missing: Vec<usize> = stale.iter().copied().filter(|i| have[*i].is_none()).collect();
+        // if rows are lost, what can be copied is copied all the same
+        let enough = have.iter().filter(|h| h.is_some()).count() >= width;
+        let missing: Vec<usize> = stale.iter().copied().filter(|i| enough && have[*i].is_none()).collect();
         let mut outs: Vec<AlignedBuf> = missing.iter().map(|_| AlignedBuf::zeroed(len)).collect();
         if !missing.is_empty() {
             let present: Vec<(u8, &[u8])> =

@@ -299,3 +299,28 @@ fn an_fsync_that_turns_to_a_commit_takes_nothing_from_the_log_of_others() {
     assert!(world.read(4001, 0, 5000).unwrap() == pattern(2, 5000));
     assert!(Store::get(&*ds, name).unwrap().is_some(), "what was acknowledged has no name");
 }
+
+#[test]
+fn a_rebuild_goes_on_past_rows_that_nobody_can_read() {
+    let world = World::new(geometry(2, 1), 3, 80, 30);
+    let files = fill(&world, 2000, 40);
+    world.pool().commit().unwrap();
+    let hit = 2005;
+    let fragments = world.pool().locate(1, hit).unwrap();
+    let bad = fragments.iter().find(|f| f.device_index == 0).unwrap();
+    let range = bad.device_offset..bad.device_offset + 4096;
+    world.disks[0].1.inject(Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Read).within(range));
+    world.disks[1].1.vanish();
+    let new = new_disk("new1", 80);
+    world.pool().begin_replace("disk1", new.0.clone()).unwrap();
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    assert!(job.lost.load(Ordering::Relaxed) > 0);
+    assert!(!world.pool().needs_rebuild());
+    // everything else has its redundancy again
+    world.disks[2].1.vanish();
+    world.drop_caches();
+    for (id, data) in files.iter().filter(|(id, _)| **id != hit) {
+        assert!(world.read(*id, 0, data.len()).unwrap() == *data, "object {id}");
+    }
+}
