@@ -83,6 +83,10 @@ impl Pool {
         for choice in choices.iter().take(3) {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
+                    // from here on the pool is written to: no older state is good any more, an error ends the import
+                    if !pool.options.read_only {
+                        pool.become_writable(choice, &candidates)?;
+                    }
                     if choice.txg != newest_txg {
                         let text = format!(
                             "the newest state (transaction group {newest_txg}) could not be read; the pool went back to {}",
@@ -104,6 +108,7 @@ impl Pool {
         Err(first_error.expect("there was at least one choice"))
     }
 
+    /// The pool as an uberblock describes it; nothing is written.
     fn import_at(
         env: &Environment,
         options: &Options,
@@ -264,9 +269,6 @@ impl Pool {
         pool.jobs.restore(jobs);
         for entry in &datasets {
             pool.attach_dataset(entry)?;
-        }
-        if !pool.options.read_only {
-            pool.become_writable(uber, candidates)?;
         }
         Ok(pool)
     }

@@ -324,3 +324,40 @@ fn a_rebuild_goes_on_past_rows_that_nobody_can_read() {
         assert!(world.read(*id, 0, data.len()).unwrap() == *data, "object {id}");
     }
 }
+
+#[test]
+fn an_import_that_fails_in_the_replay_does_not_go_back_to_an_older_state() {
+    let mut world = World::new(geometry(2, 1), 3, 80, 31);
+    fill(&world, 2000, 5);
+    world.pool().commit().unwrap();
+    fill(&world, 2100, 5);
+    world.pool().commit().unwrap();
+    let ds = world.dataset();
+    {
+        let tx = ds.begin(Intent::Grow).unwrap();
+        let value = Store::get(&*ds, Key::new(1, 1, 0)).unwrap().unwrap();
+        Store::put(&*ds, &tx, Key::new(1, 1, 0), value, Log::KeepContentFields);
+    }
+    drop(ds);
+    world.fsync(2100);
+    world.crash(CrashMode::LoseAll);
+    let newest = |world: &World| {
+        let c = Candidate::new(world.disks[0].0.clone()).unwrap();
+        read_uberblocks(&c.device, &c.label).into_iter().next().unwrap()
+    };
+    let before = newest(&world);
+    for group in world.pool().space.groups().iter().filter(|g| g.class == Class::Meta) {
+        for c in group.columns.read().iter() {
+            let offset = world.pool().space.offset(c.place, 0);
+            world.disks[usize::from(c.place.device)].1.overwrite(offset, &vec![0x5a; 4 << 20]);
+        }
+    }
+    assert!(world.import(|_| true).is_err());
+    let after = newest(&world);
+    assert!(after.root == before.root, "went back from {} to before {}", before.txg, after.txg);
+    for disk in &world.disks {
+        let c = Candidate::new(disk.0.clone()).unwrap();
+        let wrong = c.uberblocks.iter().find(|u| u.generation > before.generation && u.root != before.root);
+        assert!(wrong.is_none(), "an older root was made the newest: {:?}", wrong.map(|u| (u.generation, u.txg)));
+    }
+}
