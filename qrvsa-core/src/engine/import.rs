@@ -15,6 +15,7 @@ use crate::pool::bitmap::Bitmap;
 use crate::pool::format::entries::{
     CHUNK_ROWS, Class, DatasetEntry, DeviceEntry, GroupEntry, MemberState, bitmap_key, kind,
 };
+use crate::pool::format::layout;
 use crate::pool::format::uberblock::Uberblock;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
@@ -191,9 +192,13 @@ impl Pool {
             .iter()
             .map(|(entry, device)| {
                 let mut entry = entry.clone();
-                // the size of an absent member stands in the tree; until then any zone may exist
+                // the size of an absent member stands in the tree; until then the zones that are named exist
                 if entry.size_bytes == 0 {
-                    entry.size_bytes = label.size_bytes.max(1 << 50);
+                    let places = own.iter().flat_map(|g| g.columns.read().clone());
+                    let places = places.flat_map(|c| std::iter::once(c.place).chain(c.previous));
+                    let end = places.filter(|p| p.device == entry.index).map(|p| u64::from(p.zone) + 1).max();
+                    let zones = end.unwrap_or(0).min(u64::from(layout::zone_count(1 << 50, zone_shift)));
+                    entry.size_bytes = layout::DATA_START + layout::TAIL_BYTES + (zones << zone_shift);
                 }
                 Arc::new(Member::new(&entry, device.clone()))
             })
