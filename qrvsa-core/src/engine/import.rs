@@ -371,6 +371,8 @@ impl Pool {
         self.space.set_bitmap_loader(move |group| {
             let Some(pool) = pool.upgrade() else { fail!(Suspended, "the pool is closed") };
             let mut bitmap = Bitmap::new(group.zone_rows());
+            // a rebuild loads bitmaps while commits go on
+            let _pin = pool.space.epoch.pin();
             let root = pool.root.load_full();
             for chunk in 0..group.chunks() {
                 if let Some(bytes) = tree::get(&*pool.system, &root, bitmap_key(group.id, chunk))?
