@@ -706,7 +706,7 @@ pub const NODE_ROWS: u32 = 4;
 mod tests {
     use std::time::Duration;
 
-    use super::super::format::entries::{DeviceEntry, MemberState};
+    use super::super::format::entries::DeviceEntry;
     use super::*;
 
     #[test]

@@ -361,3 +361,77 @@ fn an_import_that_fails_in_the_replay_does_not_go_back_to_an_older_state() {
         assert!(wrong.is_none(), "an older root was made the newest: {:?}", wrong.map(|u| (u.generation, u.txg)));
     }
 }
+
+#[test]
+fn whatever_was_admitted_fits_at_the_commit() {
+    use crate::env::Random;
+    for (k, m, n, seed) in [(4, 2, 6, 1), (4, 2, 7, 2), (3, 1, 5, 3), (2, 0, 2, 4), (5, 1, 6, 5), (1, 1, 3, 6)] {
+        let world = World::with_much_memory(geometry(k, m), n, 56, seed);
+        let ds = world.dataset();
+        let random = SeededRandom::new(seed);
+        let data = pattern(seed, 1 << 20);
+        for round in 0..3u64 {
+            let mut refused = 0;
+            for op in 0..20_000u64 {
+                let id = 3000 + random.below(40);
+                let record = [4096u32, 16 << 10, 128 << 10, 1 << 20][(id % 4) as usize];
+                let o = ObjectRef { id, record_size: record };
+                let offset = random.below(300) * 4096 * (1 + u64::from(record) / 32_768);
+                let len = match random.below(4) {
+                    0 => 4096,
+                    1 => 4096 * (1 + random.below(8)),
+                    2 => record as u64,
+                    _ => 1 + random.below(200_000),
+                };
+                let done = if random.chance(1, 4) {
+                    ds.begin(Intent::Shrink).and_then(|tx| Store::punch(&*ds, &tx, o, offset..offset + len))
+                } else {
+                    ds.begin(Intent::Grow).and_then(|tx| Store::write(&*ds, &tx, o, offset, &data[..len as usize]))
+                };
+                if let Err(e) = done {
+                    assert_eq!(e.errno(), nix::errno::Errno::ENOSPC, "{k}+{m} round {round} op {op}: {e}");
+                    refused += 1;
+                    if refused > 200 {
+                        break;
+                    }
+                }
+            }
+            if let Err(e) = world.pool().commit() {
+                panic!("{k}+{m} on {n}, round {round}, {refused} refused: {e}");
+            }
+        }
+        assert_eq!(world.pool().space.reserved(), 0, "{k}+{m}");
+        world.check_degraded();
+    }
+}
+
+#[test]
+fn a_crash_at_every_write_of_a_replacement_loses_nothing() {
+    for after in (1..400).step_by(11) {
+        let mut world = World::new(geometry(2, 1), 3, 64, after);
+        let mut files = fill(&world, 2000, 12);
+        world.pool().commit().unwrap();
+        let mut config = SimConfig { name: "new0".to_owned(), ..SimConfig::new(64 << 20) };
+        config.power = world.power.clone();
+        let new = SimDevice::create(config);
+        world.power.cut_after(after);
+        if world.pool().begin_replace("disk0", new.0.clone()).is_ok() {
+            let job = world.pool().new_rebuild();
+            world.pool().run_rebuild(&job);
+        }
+        world.disks.push(new);
+        world.crash(CrashMode::Random { seed: after });
+        world.import(|_| true).unwrap();
+        compare(&world, &files);
+        if world.pool().needs_rebuild() {
+            let job = world.rebuild();
+            assert_eq!(job.state(), JobState::Finished, "crash after {after}: {}", job.message());
+        }
+        let (_, _, lost) = world.scrub();
+        assert_eq!((lost, world.scrub()), (0, (0, 0, 0)), "crash after {after}");
+        files.extend(fill(&world, 2100, 5));
+        world.pool().commit().unwrap();
+        world.check();
+        compare(&world, &files);
+    }
+}
