@@ -435,3 +435,29 @@ fn a_crash_at_every_write_of_a_replacement_loses_nothing() {
         compare(&world, &files);
     }
 }
+
+#[test]
+fn a_damaged_object_that_is_deleted_is_no_longer_reported_after_a_scrub() {
+    let mut world = World::new(geometry(2, 1), 3, 80, 33);
+    fill(&world, 2000, 10);
+    world.pool().commit().unwrap();
+    for f in world.pool().locate(1, 2006).unwrap().iter().filter(|f| f.column < 2) {
+        let disk = &world.disks[usize::from(f.device_index)].1;
+        disk.overwrite(f.device_offset, &pattern(f.device_offset, f.len as usize));
+    }
+    assert!(world.scrub().2 > 0);
+    assert_eq!(world.pool().status().damaged.len(), 1);
+    assert!(world.scrub().2 > 0);
+    assert_eq!(world.pool().status().damaged.len(), 1, "still there");
+    let ds = world.dataset();
+    let tx = ds.begin(Intent::Shrink).unwrap();
+    Store::punch(&*ds, &tx, object(2006), 0..u64::MAX).unwrap();
+    drop(tx);
+    drop(ds);
+    world.pool().commit().unwrap();
+    assert_eq!(world.scrub().2, 0);
+    assert!(world.pool().status().damaged.is_empty());
+    world.pool().close().unwrap();
+    world.import(|_| true).unwrap();
+    assert!(world.pool().status().damaged.is_empty());
+}
