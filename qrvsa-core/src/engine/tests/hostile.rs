@@ -364,7 +364,6 @@ fn an_import_that_fails_in_the_replay_does_not_go_back_to_an_older_state() {
 
 #[test]
 fn whatever_was_admitted_fits_at_the_commit() {
-    use crate::env::Random;
     for (k, m, n, seed) in [(4, 2, 6, 1), (4, 2, 7, 2), (3, 1, 5, 3), (2, 0, 2, 4), (5, 1, 6, 5), (1, 1, 3, 6)] {
         let world = World::with_much_memory(geometry(k, m), n, 56, seed);
         let ds = world.dataset();
