@@ -80,6 +80,12 @@ impl Dataset {
                 return Ok(None);
             }
         }
+        let unlogged = self.objects.take_unlogged(object);
+        if unlogged.committing.is_some() {
+            // part of it is being committed without ever having been logged: that commit, and the rest with the next.
+            // Nothing was taken: somebody else may log before that.
+            return Ok(None);
+        }
         let mut entries = Vec::new();
         {
             let mut pending = self.pending.lock();
@@ -87,11 +93,6 @@ impl Dataset {
             for (txg, body) in pending.entries.drain(..) {
                 entries.push(entry::items_entry(self.id, txg, &body));
             }
-        }
-        let unlogged = self.objects.take_unlogged(object);
-        if unlogged.committing.is_some() {
-            // part of it is being committed without ever having been logged: that commit, and the rest with the next
-            return Ok(None);
         }
         for op in unlogged.ops {
             match op {

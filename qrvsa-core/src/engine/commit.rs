@@ -3,7 +3,7 @@
 //! 1. Close the group: freeze items and dirty data, mark the log. New transactions go to the next group.
 //! 2. Write dirty data and tree nodes of every dataset to free rows.
 //! 3. Write the pool tree: dataset roots, groups, bitmaps, members.
-//! 4. Flush every device that was written to.
+//! 4. Flush every device in service.
 //! 5. Write the uberblock to every device in service, with forced unit access.
 //! 6. Publish: readers see the new roots, rows freed one group earlier become available, the log before the mark of the
 //!    previous group may be overwritten.

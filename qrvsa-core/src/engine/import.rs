@@ -15,6 +15,7 @@ use crate::pool::bitmap::Bitmap;
 use crate::pool::format::entries::{
     CHUNK_ROWS, Class, DatasetEntry, DeviceEntry, GroupEntry, MemberState, bitmap_key, kind,
 };
+use crate::pool::format::layout;
 use crate::pool::format::uberblock::Uberblock;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
@@ -83,6 +84,10 @@ impl Pool {
         for choice in choices.iter().take(3) {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
+                    // from here on the pool is written to: no older state is good any more, an error ends the import
+                    if !pool.options.read_only {
+                        pool.become_writable(choice, &candidates)?;
+                    }
                     if choice.txg != newest_txg {
                         let text = format!(
                             "the newest state (transaction group {newest_txg}) could not be read; the pool went back to {}",
@@ -104,6 +109,7 @@ impl Pool {
         Err(first_error.expect("there was at least one choice"))
     }
 
+    /// The pool as an uberblock describes it; nothing is written.
     fn import_at(
         env: &Environment,
         options: &Options,
@@ -186,9 +192,13 @@ impl Pool {
             .iter()
             .map(|(entry, device)| {
                 let mut entry = entry.clone();
-                // the size of an absent member stands in the tree; until then any zone may exist
+                // the size of an absent member stands in the tree; until then the zones that are named exist
                 if entry.size_bytes == 0 {
-                    entry.size_bytes = label.size_bytes.max(1 << 50);
+                    let places = own.iter().flat_map(|g| g.columns.read().clone());
+                    let places = places.flat_map(|c| std::iter::once(c.place).chain(c.previous));
+                    let end = places.filter(|p| p.device == entry.index).map(|p| u64::from(p.zone) + 1).max();
+                    let zones = end.unwrap_or(0).min(u64::from(layout::zone_count(1 << 50, zone_shift)));
+                    entry.size_bytes = layout::DATA_START + layout::TAIL_BYTES + (zones << zone_shift);
                 }
                 Arc::new(Member::new(&entry, device.clone()))
             })
@@ -264,9 +274,6 @@ impl Pool {
         pool.jobs.restore(jobs);
         for entry in &datasets {
             pool.attach_dataset(entry)?;
-        }
-        if !pool.options.read_only {
-            pool.become_writable(uber, candidates)?;
         }
         Ok(pool)
     }
@@ -387,6 +394,8 @@ impl Pool {
         self.space.set_bitmap_loader(move |group| {
             let Some(pool) = pool.upgrade() else { fail!(Suspended, "the pool is closed") };
             let mut bitmap = Bitmap::new(group.zone_rows());
+            // a rebuild loads bitmaps while commits go on
+            let _pin = pool.space.epoch.pin();
             let root = pool.root.load_full();
             for chunk in 0..group.chunks() {
                 if let Some(bytes) = tree::get(&*pool.system, &root, bitmap_key(group.id, chunk))?

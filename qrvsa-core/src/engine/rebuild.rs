@@ -56,16 +56,10 @@ impl Pool {
     /// Whether the pool can do without this member right now.
     fn can_lose(&self, index: u16) -> bool {
         self.space.groups().iter().all(|g| {
-            let columns = g.columns.read();
-            let out = columns
-                .iter()
-                .filter(|c| {
-                    c.place.device == index
-                        || (c.stale && c.previous.is_none_or(|p| p.device == index))
-                        || !self.space.member(c.place.device).is_some_and(|m| m.in_service())
-                })
-                .count();
-            g.class == Class::Log || g.used_rows() == 0 || out <= usize::from(g.parity)
+            let serves = |p: ZoneRef| p.device != index && self.space.member(p.device).is_some_and(|m| m.in_service());
+            let holds = |c: &ColumnEntry| (!c.stale && serves(c.place)) || c.previous.is_some_and(serves);
+            // groups of the log and empty ones as well: a commit needs them writable
+            g.columns.read().iter().filter(|c| !holds(c)).count() <= usize::from(g.parity)
         })
     }
 
@@ -132,9 +126,17 @@ impl Pool {
         for group in self.space.groups() {
             let _io = group.io.write();
             let mut columns = group.columns.write();
-            for c in columns.iter_mut().filter(|c| c.place.device == index) {
-                c.stale = true;
-                group.changed.store(true, Ordering::Release);
+            for c in columns.iter_mut() {
+                if c.place.device == index {
+                    c.stale = true;
+                    group.changed.store(true, Ordering::Release);
+                }
+                if c.previous.is_some_and(|p| p.device == index) {
+                    // it left while it was being replaced and missed writes: no source any more. Its zone stays taken
+                    // until the next import.
+                    c.previous = None;
+                    group.changed.store(true, Ordering::Release);
+                }
             }
         }
     }
@@ -145,6 +147,9 @@ impl Pool {
     /// `Invalid` for a device that is too small.
     pub fn begin_replace(&self, old: &str, device: Arc<dyn Device>) -> Result<()> {
         let old = self.find_member(old)?;
+        if old.state() == MemberState::Leaving {
+            fail!(Invalid, "{} is being replaced already", old.path());
+        }
         let path = device.info().path.display().to_string();
         let size_bytes = device.info().size_bytes;
         if size_bytes < layout::DEVICE_BYTES_MIN {
@@ -193,6 +198,8 @@ impl Pool {
             pool_name: self.name.clone(),
         };
         write_label(&device, &label)?;
+        // no commit makes or dissolves groups meanwhile
+        let state = self.commit_state.lock();
         self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
         let old_serves = old.in_service();
         if old_serves {
@@ -200,10 +207,15 @@ impl Pool {
         }
         for group in self.space.groups() {
             let _io = group.io.write();
+            if !group.columns.read().iter().any(|c| c.place.device == old.index) {
+                continue;
+            }
+            // a group has at most one column on a member; its zone first: no lock is taken under that of the columns
+            let zone = self.space.take_zone(index)?;
             let mut columns = group.columns.write();
             for c in columns.iter_mut().filter(|c| c.place.device == old.index) {
-                let zone = self.space.take_zone(index)?;
-                let previous = (old_serves && !c.stale).then_some(c.place);
+                // if the old device does not hold the column itself yet, it still comes from where that would have it from
+                let previous = if c.stale { c.previous } else { old_serves.then_some(c.place) };
                 *c = ColumnEntry { place: ZoneRef { device: index, zone }, stale: true, previous };
                 group.changed.store(true, Ordering::Release);
             }
@@ -211,6 +223,7 @@ impl Pool {
         if !old_serves {
             old.set_state(MemberState::Removed, "replaced");
         }
+        drop(state);
         self.commit()
     }
 
@@ -253,10 +266,14 @@ impl Pool {
     }
 
     fn rebuild_all(&self, job: &Arc<Job>) -> Result<bool> {
+        // members whose columns this rebuild moved away
+        let mut left = BTreeSet::new();
         // rounds, since writes on a degraded pool make groups with stale columns, too
+        let mut given_up: BTreeSet<u32> = BTreeSet::new();
+        let mut first_error = None;
         for _ in 0..100 {
-            let todo: Vec<Arc<Group>> =
-                self.space.groups().into_iter().filter(|g| !self.stale_columns(g).is_empty()).collect();
+            let wanted = |g: &Arc<Group>| !given_up.contains(&g.id) && !self.stale_columns(g).is_empty();
+            let todo: Vec<Arc<Group>> = self.space.groups().into_iter().filter(wanted).collect();
             if todo.is_empty() {
                 break;
             }
@@ -267,18 +284,23 @@ impl Pool {
                 if job.request.load(Ordering::Acquire) != 0 {
                     return Ok(false);
                 }
-                self.rebuild_group(job, &group)?;
+                // a group that cannot be had must not keep the others from their redundancy
+                if let Err(e) = self.rebuild_group(job, &group, &mut left) {
+                    tracing::error!(pool = %self.name, group = group.id, "rebuild: {e}");
+                    given_up.insert(group.id);
+                    first_error.get_or_insert(e);
+                }
             }
             // the columns count from this commit on
             self.commit()?;
-            self.finish_members()?;
+            self.finish_members(&left)?;
         }
-        self.finish_members()?;
-        Ok(true)
+        self.finish_members(&left)?;
+        first_error.map_or(Ok(true), Err)
     }
 
     /// Rebuilds the stale columns of one group that are in service.
-    fn rebuild_group(&self, job: &Job, group: &Arc<Group>) -> Result<()> {
+    fn rebuild_group(&self, job: &Job, group: &Arc<Group>, left_members: &mut BTreeSet<u16>) -> Result<()> {
         let stale = self.stale_columns(group);
         let mut row = 0;
         while group.class != Class::Log && row < group.zone_rows() {
@@ -303,22 +325,32 @@ impl Pool {
             row = end;
         }
         let _io = group.io.write();
+        if self.space.group(group.id).is_err() {
+            // emptied and dissolved meanwhile, its zones are given back
+            return Ok(());
+        }
         self.records.flush();
-        let mut columns = group.columns.write();
-        for i in stale {
-            let c = &mut columns[i];
-            if self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+        let mut left = Vec::new();
+        for (i, c) in group.columns.write().iter_mut().enumerate() {
+            if stale.contains(&i) && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
                 c.stale = false;
-                if let Some(previous) = c.previous.take() {
-                    self.space.return_zone(previous);
-                }
+                left.extend(c.previous.take());
             }
+        }
+        // not under the lock of the columns: a commit may want to read them while it allocates
+        for place in left {
+            left_members.insert(place.device);
+            self.space.return_zone(place);
         }
         group.changed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively.
+    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively. Rows that devices in service do
+    /// not return are counted as lost and passed over: whoever reads them is told by their checksums.
+    ///
+    /// # Errors
+    /// `Degraded` when too few columns are in service.
     fn rebuild_run(&self, job: &Job, group: &Group, stale: &[usize], row: u32, count: u32) -> Result<()> {
         let columns = group.columns.read().clone();
         let len = count as usize * BLOCK_SIZE;
@@ -326,6 +358,7 @@ impl Pool {
         // a column that is still readable at its old place is copied, the others are decoded
         let mut have: Vec<Option<AlignedBuf>> = std::iter::repeat_with(|| None).take(columns.len()).collect();
         let mut tried: BTreeSet<usize> = BTreeSet::new();
+        let mut read_errors = false;
         loop {
             let copied = stale.iter().all(|i| have[*i].is_some());
             let good = have.iter().filter(|h| h.is_some()).count();
@@ -348,8 +381,21 @@ impl Pool {
                     break;
                 }
             }
-            if owners.is_empty() {
+            if owners.is_empty() && read_errors {
+                if count > 1 {
+                    let half = count / 2;
+                    self.rebuild_run(job, group, stale, row, half)?;
+                    return self.rebuild_run(job, group, stale, row + half, count - half);
+                }
                 job.lost.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    group = group.id,
+                    row,
+                    "rebuild: only {good} of the {width} columns needed can be read"
+                );
+                break;
+            }
+            if owners.is_empty() {
                 fail!(
                     Degraded,
                     "rows {row}+{count} of block group {}: only {good} of the {width} columns needed can be read",
@@ -360,18 +406,22 @@ impl Pool {
                 match outcome {
                     Outcome::Done(mut bufs) => have[i] = bufs.pop(),
                     Outcome::Failed(error) => {
+                        read_errors = true;
                         job.errors.fetch_add(1, Ordering::Relaxed);
                         member.count(&member.read_errors);
                         tracing::warn!(device = %member.path(), "rebuild: read failed: {error}");
                     }
                     Outcome::TimedOut => {
+                        read_errors = true;
                         job.errors.fetch_add(1, Ordering::Relaxed);
                         member.count(&member.read_errors);
                     }
                 }
             }
         }
-        let missing: Vec<usize> = stale.iter().copied().filter(|i| have[*i].is_none()).collect();
+        // if rows are lost, what can be copied is copied all the same
+        let enough = have.iter().filter(|h| h.is_some()).count() >= width;
+        let missing: Vec<usize> = stale.iter().copied().filter(|i| enough && have[*i].is_none()).collect();
         let mut outs: Vec<AlignedBuf> = missing.iter().map(|_| AlignedBuf::zeroed(len)).collect();
         if !missing.is_empty() {
             let present: Vec<(u8, &[u8])> =
@@ -390,7 +440,6 @@ impl Pool {
             let place = columns[*i].place;
             let Some(member) = self.space.member(place.device) else { continue };
             let Some(device) = member.device() else { continue };
-            member.touched.store(true, Ordering::Release);
             let offset = self.space.offset(place, row);
             let slices = vec![BufSlice::whole(Arc::new(bytes))];
             batch.push(&device, Request::Write { offset, slices, durable: false });
@@ -408,8 +457,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Members whose last stale column is done are online; those that have no column left are out.
-    fn finish_members(&self) -> Result<()> {
+    /// Members whose last stale column is done are online; those that have no column left are out, also when they failed
+    /// before their replacement was complete (`left`).
+    fn finish_members(&self, left: &BTreeSet<u16>) -> Result<()> {
         let mut stale_on: BTreeSet<u16> = BTreeSet::new();
         let mut used: BTreeSet<u16> = BTreeSet::new();
         for group in self.space.groups() {
@@ -430,6 +480,12 @@ impl Pool {
                 }
                 MemberState::Leaving if !used.contains(&member.index) => {
                     gone.push(member.device());
+                    member.set_state(MemberState::Removed, "replaced");
+                    changed = true;
+                }
+                MemberState::Faulted | MemberState::Offline
+                    if left.contains(&member.index) && !used.contains(&member.index) =>
+                {
                     member.set_state(MemberState::Removed, "replaced");
                     changed = true;
                 }

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use super::Pool;
 use super::commit::POOL_TREE;
+use super::pool::damage_key;
 use super::status::{Job, JobKind, JobState};
 use crate::error::Result;
 use crate::object::KIND_EXTENT;
+use crate::pool::format::entries::MemberState;
 use crate::record::context::with_object;
 use crate::record::pointer::Pointer;
 use crate::tree::{self, Key, Node, NodeStore, Place, Root, Step, Visitor};
@@ -91,10 +93,12 @@ impl Pool {
 
     /// Runs a scrub to its end, or until it is paused or stopped.
     pub fn run_scrub(&self, job: &Arc<Job>) {
+        let known: Vec<(u64, u64)> = self.damaged.lock().keys().copied().collect();
         let result = self.scrub_all(job);
         self.note_damage();
         match result {
             Ok(true) => {
+                self.forget_damage(job, known);
                 job.finished_ns.store(self.env.clock.wall_ns().max(0) as u64, Ordering::Relaxed);
                 job.done
                     .store(job.total.load(Ordering::Relaxed).max(job.done.load(Ordering::Relaxed)), Ordering::Relaxed);
@@ -114,6 +118,21 @@ impl Pool {
         }
         self.store_job(job);
         self.wake_committer();
+    }
+
+    /// After a scrub that lost nothing with all devices there: what was damaged before is deleted, overwritten or readable
+    /// again.
+    fn forget_damage(&self, job: &Job, known: Vec<(u64, u64)>) {
+        let all_there = self.space.members().iter().all(|m| m.state() == MemberState::Removed || m.in_service());
+        if job.lost.load(Ordering::Relaxed) > 0 || !all_there {
+            return;
+        }
+        let mut damaged = self.damaged.lock();
+        for key in known {
+            if damaged.remove(&key).is_some() {
+                self.put_pool_item(damage_key(key), None);
+            }
+        }
     }
 
     /// True when all was walked, false when it was asked to pause or stop.

@@ -310,8 +310,8 @@ impl Pool {
     /// # Errors
     /// When its tree cannot be read.
     pub fn dataset_used_bytes(&self, dataset: &crate::dataset::Dataset) -> Result<u64> {
-        let view = dataset.items.view();
         let _pin = self.space.epoch.pin();
+        let view = dataset.items.view();
         let mut blocks = 0;
         let mut cursor = crate::tree::Cursor::new(&*self.meta, &view.root, Key::MIN, Key::MAX);
         while let Some((key, value)) = cursor.peek()? {

@@ -15,6 +15,8 @@ use crate::pool::format::entries::MemberState;
 use crate::pool::space::Geometry;
 use crate::tree::Key;
 
+mod hostile;
+
 struct World {
     env: Environment,
     options: Options,

@@ -47,16 +47,19 @@ const PUNCH_BYTES: u64 = 32;
 
 impl Objects {
     /// The changes of an object that are not in the intent log yet, in order, which are then held to be there. If logging
-    /// them fails, the caller commits the open txg instead.
+    /// them fails, the caller commits the open txg instead. When `committing` is set, nothing is taken: others who sync
+    /// the object before that commit is through must find what is unlogged, too.
     pub fn take_unlogged(&self, object: ObjectRef) -> Unlogged {
         let found = self.find(object.id);
         let mut state = found.as_ref().map(|found| found.state.lock());
         // Looked at under the object's mutex, as the sync thread notes it before it drops a slot.
         let committing = self.committing.lock().get(&object.id).copied();
         let mut ops = Vec::new();
+        if committing.is_some() {
+            return Unlogged { ops, committing };
+        }
         if let (Some(state), Some(found)) = (&mut state, &found) {
-            // What is left of a syncing layer without the rest makes no sense alone, and comes with the same commit.
-            if let Some(syncing) = state.syncing.as_mut().filter(|layer| committing != Some(layer.txg)) {
+            if let Some(syncing) = &mut state.syncing {
                 take(syncing, found, &mut ops);
             }
             if let Some(open) = &mut state.open {

@@ -350,7 +350,10 @@ impl Objects {
             if error.kind() != ErrorKind::NoSpace || range.len() == 1 {
                 return Err(error);
             }
-            let half = range.len() / 2;
+            // Cut between rows of full width: two parts then take no more rows than the whole.
+            let row = usize::try_from(self.io.cost_blocks(1)).unwrap_or(1).max(1);
+            let half = Some((range.len() / 2).next_multiple_of(row)).filter(|half| *half < range.len());
+            let half = half.unwrap_or(range.len() / 2);
             let source = sources[at].clone();
             sources
                 .splice(at..=at, [source.slice(0..half * BLOCK_SIZE), source.slice(half * BLOCK_SIZE..source.len())]);

@@ -30,8 +30,6 @@ pub struct Member {
     pub checksum_errors: AtomicU64,
     /// Units rewritten.
     pub repaired: AtomicU64,
-    /// Written to since the last flush.
-    pub(crate) touched: std::sync::atomic::AtomicBool,
     /// Something of this entry changed since it was last stored.
     pub(crate) changed: std::sync::atomic::AtomicBool,
 }
@@ -56,7 +54,6 @@ impl Member {
             write_errors: AtomicU64::new(entry.write_errors),
             checksum_errors: AtomicU64::new(entry.checksum_errors),
             repaired: AtomicU64::new(entry.repaired),
-            touched: std::sync::atomic::AtomicBool::new(false),
             changed: std::sync::atomic::AtomicBool::new(true),
         }
     }

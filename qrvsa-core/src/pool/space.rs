@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::bitmap::Bitmap;
-use super::format::entries::{Class, ColumnEntry, ZoneRef};
+use super::format::entries::{Class, ColumnEntry, MemberState, ZoneRef};
 use super::format::layout;
 use super::group::Group;
 use super::member::Member;
@@ -220,7 +220,7 @@ impl Space {
 
     /// Adds a member with the next index.
     pub fn add_member(&self, member: Arc<Member>) {
-        // the order of locks: allocation, members, groups
+        // the order of locks is: allocation, groups, members
         let mut alloc = self.alloc.lock();
         let mut members = self.members.write();
         assert_eq!(usize::from(member.index), members.len());
@@ -281,6 +281,22 @@ impl Space {
         low
     }
 
+    /// How many more groups of the pool's own width are sure to find zones, in the way `choose_members` chooses them: on
+    /// members in service, and with columns on absent members only when there are too few others.
+    fn groups_left(&self, alloc: &AllocState, members: &[Arc<Member>]) -> u64 {
+        let free = |m: &Arc<Member>| alloc.free_zones[usize::from(m.index)].len() as u64;
+        let (present, absent): (Vec<_>, Vec<_>) =
+            members.iter().filter(|m| takes_groups(m)).partition(|m| m.in_service());
+        let present: Vec<u64> = present.into_iter().map(free).collect();
+        let columns = self.geometry.columns();
+        if present.len() >= columns {
+            return Self::groups_possible(&present, columns as u64);
+        }
+        let every: Vec<u64> = present.iter().copied().chain(absent.into_iter().map(free)).collect();
+        Self::groups_possible(&every, columns as u64)
+            .min(Self::groups_possible(&present, u64::from(self.geometry.data)))
+    }
+
     /// Capacity now.
     pub fn capacity(&self) -> Capacity {
         if let Some(capacity) = *self.capacity_cache.lock() {
@@ -288,23 +304,16 @@ impl Space {
         }
         let alloc = self.alloc.lock();
         let members = self.members.read();
-        let usable = |m: &Arc<Member>| m.state() != super::format::entries::MemberState::Removed;
         let rows = u64::from(self.zone_rows());
         let k = u64::from(self.geometry.data);
         let columns = self.geometry.columns() as u64;
-        let count = |i: usize, m: &Arc<Member>, all: bool| {
-            if !usable(m) {
-                0
-            } else if all {
-                u64::from(layout::zone_count(m.size_bytes, self.zone_shift))
-            } else {
-                alloc.free_zones[i].len() as u64
-            }
-        };
-        let all: Vec<u64> = members.iter().enumerate().map(|(i, m)| count(i, m, true)).collect();
-        let free: Vec<u64> = members.iter().enumerate().map(|(i, m)| count(i, m, false)).collect();
+        let all: Vec<u64> = members
+            .iter()
+            .filter(|m| takes_groups(m))
+            .map(|m| u64::from(layout::zone_count(m.size_bytes, self.zone_shift)))
+            .collect();
         let whole = Self::groups_possible(&all, columns) * rows * k;
-        let free_zones = Self::groups_possible(&free, columns) * rows * k;
+        let free_zones = self.groups_left(&alloc, &members) * rows * k;
         let as_usable = |g: &Group, rows: u64| rows * u64::from(g.column_count()) * k / columns;
         let (mut data_free, mut meta_free, mut fixed) = (0u64, 0u64, 0u64);
         for g in self.groups.read().values() {
@@ -439,8 +448,8 @@ impl Space {
         last_resort: bool,
     ) -> Result<Option<Extent>> {
         if !(last_resort || class == Class::Data && width == self.geometry.data) {
-            let free: Vec<u64> = alloc.free_zones.iter().map(|z| z.len() as u64).collect();
-            if Self::groups_possible(&free, self.geometry.columns() as u64) < PLENTY_OF_GROUPS {
+            let left = self.groups_left(alloc, &self.members.read());
+            if left < PLENTY_OF_GROUPS {
                 return Ok(None);
             }
         }
@@ -518,10 +527,7 @@ impl Space {
         let members = self.members.read();
         let mut choice: Vec<(bool, usize, u16)> = members
             .iter()
-            .filter(|m| {
-                use super::format::entries::MemberState as S;
-                !matches!(m.state(), S::Removed | S::Leaving)
-            })
+            .filter(|m| takes_groups(m))
             .map(|m| (!m.in_service(), alloc.free_zones[usize::from(m.index)].len(), m.index))
             .filter(|(_, free, _)| *free > 0)
             .collect();
@@ -684,6 +690,11 @@ impl Space {
     }
 }
 
+/// Whether new groups may have columns on a member.
+fn takes_groups(member: &Arc<Member>) -> bool {
+    !matches!(member.state(), MemberState::Removed | MemberState::Leaving)
+}
+
 /// Most checksums of a pointer: 4 KiB of an item's value.
 const CHECKSUMS_MAX: u32 = 512;
 
@@ -692,3 +703,39 @@ const PLENTY_OF_GROUPS: u64 = 4;
 
 /// Rows a tree node always takes: 16 KiB, so that metadata groups never fragment.
 pub const NODE_ROWS: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::format::entries::DeviceEntry;
+    use super::*;
+
+    #[test]
+    fn adding_a_member_does_not_hold_the_members_while_it_waits_for_the_allocation() {
+        let space = Arc::new(Space::new(Geometry { data: 1, parity: 0 }, 22, Vec::new(), Vec::new()).unwrap());
+        let entry = DeviceEntry {
+            index: 0,
+            device_id: 1,
+            state: MemberState::Online,
+            size_bytes: 64 << 20,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+            repaired: 0,
+            path: String::new(),
+            message: String::new(),
+        };
+        // as `capacity` and the committing thread do: the allocation first, the members under it
+        let alloc = space.alloc.lock();
+        let adding = {
+            let space = space.clone();
+            std::thread::spawn(move || space.add_member(Arc::new(Member::new(&entry, None))))
+        };
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(space.members.try_read().is_some(), "two threads would wait for each other");
+        drop(alloc);
+        adding.join().unwrap();
+        assert_eq!(space.members().len(), 1);
+    }
+}

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::checksum::checksum;
 use super::erasure::Codec;
@@ -69,7 +68,6 @@ impl Flight<'_> {
     fn send(&mut self, place: ZoneRef, run: Run) {
         let Some(member) = self.store.space.member(place.device) else { return };
         let Some(device) = member.device() else { return };
-        member.touched.store(true, Ordering::Release);
         let offset = self.store.space.offset(place, run.start_row);
         self.batch.push(&device, Request::Write { offset, slices: run.slices, durable: false });
         self.owners.push(member);
@@ -106,14 +104,11 @@ impl Flight<'_> {
 }
 
 impl RecordStore {
-    /// Fails when more columns of a group are out of service than it has parity.
+    /// Fails when more columns of a group are out of service than it has parity. A column that is being moved is in service
+    /// as long as one of its two places is.
     pub(crate) fn check_writable(&self, group: &Group) -> Result<()> {
-        let out = group
-            .columns
-            .read()
-            .iter()
-            .filter(|c| !self.space.member(c.place.device).is_some_and(|m| m.in_service()))
-            .count();
+        let serves = |place: ZoneRef| self.space.member(place.device).is_some_and(|m| m.in_service());
+        let out = group.columns.read().iter().filter(|c| !serves(c.place) && !c.previous.is_some_and(serves)).count();
         if out > usize::from(group.parity) {
             fail!(Suspended, "{out} devices of block group {} are gone, it survives only {}", group.id, group.parity);
         }
@@ -220,10 +215,9 @@ impl RecordStore {
     pub fn flush(&self) {
         let mut batch = IoBatch::new();
         let mut owners = Vec::new();
+        // all of them: a mark of what was written to would be taken away by the flush of another thread, which may have
+        // begun before our write was done or may not have ended yet
         for member in self.space.members() {
-            if !member.touched.swap(false, Ordering::AcqRel) {
-                continue;
-            }
             if let Some(device) = member.device() {
                 batch.push(&device, Request::Flush);
                 owners.push(member);
