@@ -124,7 +124,11 @@ impl Adapter {
 
     fn reply_entry(&self, operation: &'static str, result: Reply<Attr>, reply: ReplyEntry) {
         match self.shown(operation, result) {
-            Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION),
+            Ok((attr, ttl)) => {
+                // the kernel counts a look-up with this answer, and may take it back at once
+                self.ops.remember(attr.ino.0);
+                reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION);
+            }
             Err(errno) => reply.error(shown_errno(errno)),
         }
     }
@@ -207,6 +211,11 @@ impl fuser::Filesystem for Adapter {
                 });
             }
         }
+        // the kernel does not forget one by one what it drops with the mount
+        let _ = self.run("forget", INodeNo(ROOT_INO), |ops| {
+            ops.forget_all();
+            Ok(())
+        });
         if let Err(errno) = self.run("sync", INodeNo(ROOT_INO), |ops| ops.sync_all()) {
             tracing::error!(%errno, "not everything is durable at the end of the mount");
         }
@@ -229,7 +238,12 @@ impl fuser::Filesystem for Adapter {
         self.reply_entry("lookup", result, reply);
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        let _ = self.run("forget", ino, |ops| {
+            ops.forget(ino.0, count);
+            Ok(())
+        });
+    }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.reply_attr("getattr", self.run("getattr", ino, |ops| ops.getattr(ino.0)), reply);
@@ -374,6 +388,7 @@ impl fuser::Filesystem for Adapter {
                 // One TTL for the name and the attributes. The kernel drops the latter at the first write anyway.
                 let ttl = if has_set_id(attr.mode) { Duration::ZERO } else { ENTRY_TTL };
                 let (handle, opened) = open_file(flags);
+                self.ops.remember(attr.ino);
                 reply.created(&ttl, &shown, GENERATION, handle, opened);
             }
             Err(errno) => {
@@ -524,7 +539,11 @@ impl fuser::Filesystem for Adapter {
                 };
                 let Some(attr) = attr else { return Listed::Skipped };
                 let name = OsStr::from_bytes(&entry.name);
-                Listed::fits(!reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, GENERATION))
+                let full = reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, GENERATION);
+                if !full && entry.name != b"." && entry.name != b".." {
+                    self.ops.remember(entry.ino);
+                }
+                Listed::fits(!full)
             };
             list(cookie, &mut |cookie, emit| ops.readdir(ino.0, cookie, true, emit), &mut add)
         });

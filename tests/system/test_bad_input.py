@@ -131,7 +131,7 @@ def test_unknown_things(t):
     daemon.refused(r"--force|mount|busy|in use", "pool", "destroy", "tank")
     check("tank" in daemon.pools(), "the pool went")
     # usage errors are the parser's, several lines, but never success and never a panic
-    for args in ([], ["pool"], ["nonsense"], ["pool", "create"], ["mount"], ["pool", "create", "x", "--geometry"], ["--nonsense"]):
+    for args in ([], ["pool"], ["nonsense"], ["pool", "create"], ["umount"], ["pool", "create", "x", "--geometry"], ["--nonsense"]):
         result = daemon.cli(*args, ok=False)
         check(result.rc not in (0, 101) and result.err.strip(), "qrvsa %s: %s", args, result)
     # without a daemon

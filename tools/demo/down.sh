@@ -19,7 +19,7 @@ if pid=$(daemon_pid); then
 elif daemon_answers; then
   die "a daemon answers on $SOCKET, but $PIDFILE does not name it: nothing was stopped"
 fi
-rm -f "$PIDFILE" "$SOCKET"
+rm -f "$PIDFILE" "$SOCKET" "$SOCKET.lock"
 # a mount that the daemon left when it was killed
 while mounted "$DEMO_MNT"; do umount -l "$DEMO_MNT" || break; done
 rmdir "$DEMO_MNT" 2> /dev/null

@@ -99,6 +99,7 @@ impl Pool {
             removed.push(id);
         }
         self.note_damage();
+        self.prune_damage();
         // 3. pool tree
         self.space.dissolve_idle();
         let batch = self.pool_batch(&roots, removed)?;

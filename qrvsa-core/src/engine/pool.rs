@@ -296,6 +296,22 @@ impl Pool {
         }
     }
 
+    /// Forgets damaged objects that are deleted by now.
+    pub(crate) fn prune_damage(&self) {
+        use crate::object::Items;
+        let known: Vec<(u64, u64)> = self.damaged.lock().keys().copied().collect();
+        for (dataset, object) in known {
+            let Some(ds) = self.datasets.read().get(&dataset).cloned() else { continue };
+            let gone = ds
+                .items
+                .scan(Key::new(object, 0, 0), Key::new(object, u8::MAX, u64::MAX), 1)
+                .is_ok_and(|items| items.is_empty());
+            if gone && self.damaged.lock().remove(&(dataset, object)).is_some() {
+                self.put_pool_item(damage_key((dataset, object)), None);
+            }
+        }
+    }
+
     /// A name for people: dataset and path, or the object number.
     pub fn describe_object(&self, dataset: u64, object: u64) -> String {
         let Some(ds) = self.datasets.read().get(&dataset).cloned() else {

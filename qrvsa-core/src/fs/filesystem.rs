@@ -323,7 +323,21 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn release(&self, ino: Ino) {
-        if let Some(object) = self.open_files.release(ino) {
+        self.forget(ino, 1);
+    }
+
+    fn remember(&self, ino: Ino) {
+        self.open_files.open(ino);
+    }
+
+    fn forget(&self, ino: Ino, count: u64) {
+        if let Some(object) = self.open_files.release(ino, count) {
+            self.store.reap(object);
+        }
+    }
+
+    fn forget_all(&self) {
+        for object in self.open_files.release_all() {
             self.store.reap(object);
         }
     }

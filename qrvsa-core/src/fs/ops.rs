@@ -209,6 +209,17 @@ pub trait Operations: Send + Sync + 'static {
     fn open(&self, caller: Caller, ino: Ino, truncate: bool) -> Result<()>;
     /// Ends one open.
     fn release(&self, ino: Ino);
+    /// The caller goes on knowing this inode, by number, after the operation that returned it: like an open one, it
+    /// outlives its last name until it is forgotten. Called before anybody can remove the name.
+    fn remember(&self, ino: Ino) {
+        let _ = ino;
+    }
+    /// Takes back so many calls of [`Operations::remember`].
+    fn forget(&self, ino: Ino, count: u64) {
+        let _ = (ino, count);
+    }
+    /// Takes back all calls of [`Operations::remember`] and all opens: nobody is left who knows an inode.
+    fn forget_all(&self) {}
     /// Reads at most `buf.len()` bytes; fewer only at the end of the file.
     fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize>;
     /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and

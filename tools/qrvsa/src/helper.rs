@@ -73,19 +73,34 @@ fn mount(request: &Request) -> Result<(), ApiError> {
     let client = Client::new(socket)?;
     let mountpoint = paths::directory(&request.dir)?;
     let wanted = MountRequest { source: request.source.clone(), mountpoint, options: request.options.clone() };
-    match client.mount(&wanted) {
-        Ok(_) => Ok(()),
+    // a mount that just went away with umount(8) may be in the daemon's table for a moment longer
+    const PATIENCE: u32 = 50;
+    for _ in 0..PATIENCE {
+        let error = match client.mount(&wanted) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind == ErrorKind::Busy => e,
+            Err(e) => return Err(e),
+        };
+        let listed = client.mounts()?.into_iter().any(|mount| {
+            mount.source == wanted.source && mount.mountpoint == wanted.mountpoint && mount.state == MountState::Mounted
+        });
         // At boot the daemon has restored its mounts before fstab is read; then there is nothing left to do.
-        Err(e) if e.kind == ErrorKind::Busy => {
-            let there = client.mounts()?.into_iter().any(|mount| {
-                mount.source == wanted.source
-                    && mount.mountpoint == wanted.mountpoint
-                    && mount.state == MountState::Mounted
-            });
-            if there { Ok(()) } else { Err(e) }
+        if listed && is_mount_point(&wanted.mountpoint) {
+            return Ok(());
         }
-        Err(e) => Err(e),
+        if is_mount_point(&wanted.mountpoint) {
+            return Err(error);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
+    client.mount(&wanted).map(|_| ())
+}
+
+/// Whether something is mounted on the directory.
+fn is_mount_point(dir: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(own), Some(parent)) = (std::fs::metadata(dir), dir.parent()) else { return false };
+    std::fs::metadata(parent).is_ok_and(|p| p.dev() != own.dev())
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
