@@ -9,3 +9,5 @@ pub mod store;
 pub mod view;
 
 pub use handle::{Dataset, Host};
+pub use memtable::Memtable;
+pub use view::View;

@@ -100,7 +100,7 @@ impl Bitmap {
     #[must_use]
     pub fn load_chunk(&mut self, chunk: u32, bits: u32, bytes: &[u8]) -> bool {
         let first = (chunk * bits / 64) as usize;
-        if bytes.len() % 8 != 0 || bytes.len() > (bits / 8) as usize {
+        if !bytes.len().is_multiple_of(8) || bytes.len() > (bits / 8) as usize {
             return false;
         }
         for (i, word) in bytes.chunks_exact(8).enumerate() {

@@ -52,10 +52,10 @@ impl RecordStore {
             let device = member.device()?;
             Some((member, device))
         };
-        if !column.stale || trust_stale {
-            if let Some((member, device)) = at(column.place.device) {
-                return Some((member, device, self.space.offset(column.place, row)));
-            }
+        if (!column.stale || trust_stale)
+            && let Some((member, device)) = at(column.place.device)
+        {
+            return Some((member, device, self.space.offset(column.place, row)));
         }
         let previous = column.previous?;
         let (member, device) = at(previous.device)?;

@@ -52,7 +52,8 @@ fn chown_clears_set_id_even_for_root() {
 #[test]
 fn changing_contents_clears_set_id() {
     let fs = new_fs();
-    let cases: [(&str, fn(&FileSystem<MemStore>, Caller, Ino)); 4] = [
+    type Change = fn(&FileSystem<MemStore>, Caller, Ino);
+    let cases: [(&str, Change); 4] = [
         ("write", |fs, caller, f| assert_eq!(fs.write(f, 0, b"x", false, caller.uid != 0).unwrap(), 1)),
         ("truncate", |fs, caller, f| {
             fs.setattr(caller, f, SetAttr { size: Some(1), ..SetAttr::default() }).unwrap();

@@ -69,11 +69,10 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
                 spec.path.display()
             );
         }
-        if spec.size_bytes.is_some() && exists && std::fs::metadata(&path).is_ok_and(|m| m.is_file()) {
-            if !force {
-                objections.push(format!("{} exists already", path.display()));
-                continue;
-            }
+        let is_file = exists && std::fs::metadata(&path).is_ok_and(|m| m.is_file());
+        if spec.size_bytes.is_some() && is_file && !force {
+            objections.push(format!("{} exists already", path.display()));
+            continue;
         }
         if spec.size_bytes.is_some() && !exists {
             new.made.push(path.clone());

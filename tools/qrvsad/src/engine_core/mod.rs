@@ -204,7 +204,7 @@ impl Engine for CoreEngine {
         let mut opened = devices::open_new(std::slice::from_ref(&request.new), request.force)?;
         running.pool.begin_replace(&request.old, opened.devices()[0].clone())?;
         opened.keep();
-        Ok(convert::job_id(&running, &*running.start_rebuild()))
+        Ok(convert::job_id(&running, &running.start_rebuild()))
     }
 
     fn scrub(&self, pool: &str, action: ScrubAction) -> Result<String> {
@@ -217,11 +217,11 @@ impl Engine for CoreEngine {
                 {
                     fail!(Busy, "a scrub of pool '{pool}' is running; watch it with 'pool status'");
                 }
-                Ok(convert::job_id(&running, &*running.start_scrub()))
+                Ok(convert::job_id(&running, &running.start_scrub()))
             }
             ScrubAction::Pause | ScrubAction::Stop => {
                 let job = running.end_scrub(action == ScrubAction::Pause)?;
-                Ok(convert::job_id(&running, &*job))
+                Ok(convert::job_id(&running, &job))
             }
         }
     }
