@@ -343,7 +343,7 @@ fn loop_device() {
     let device = open(&disk.0, exclusive).unwrap();
     let info = device.info();
     assert_eq!((info.kind, info.logical_sector_bytes), ("block", 512));
-    assert!(info.discard);
+    // whether a loop device discards depends on how it was last configured
     suite(&device);
 
     // Exclusive means exclusive, for the disk and for the file behind it.

@@ -59,7 +59,9 @@ impl Pool {
     fn commit_locked(&self, state: &mut super::pool::CommitState) -> Result<()> {
         use crate::dataset::Host;
         self.check_writable()?;
-        match self.commit_steps(state, false) {
+        // a broken invariant stops the pool's writing like any other error: it must not leave a half-closed group behind
+        let steps = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.commit_steps(state, false)));
+        match steps.unwrap_or_else(|_| fail!(Suspended, "an invariant was broken, the log tells which")) {
             Ok(()) => Ok(()),
             Err(e) => {
                 self.suspend(&e);
@@ -102,6 +104,7 @@ impl Pool {
         self.prune_damage();
         // 3. pool tree
         self.space.dissolve_idle();
+        self.space.keep_system_room();
         let batch = self.pool_batch(&roots, removed)?;
         let old = self.root.load_full();
         let root = tree::apply(&*self.system, &old, txg, POOL_TREE, batch.into_iter())?;

@@ -13,7 +13,7 @@ use crate::fail;
 use crate::object::{Items, Objects};
 use crate::pool::bitmap::Bitmap;
 use crate::pool::format::entries::{
-    CHUNK_ROWS, Class, DatasetEntry, DeviceEntry, GroupEntry, MemberState, bitmap_key, kind,
+    CHUNK_ROWS, Class, ColumnEntry, DatasetEntry, DeviceEntry, GroupEntry, MemberState, bitmap_key, kind,
 };
 use crate::pool::format::layout;
 use crate::pool::format::uberblock::Uberblock;
@@ -204,6 +204,19 @@ impl Pool {
             })
             .collect();
         let first = Arc::new(Space::new(geometry, zone_shift, first_members, own)?);
+        for g in uber.system_groups.iter().chain(&uber.log_groups) {
+            let serves = |device| first.member(device).is_some_and(|m| m.in_service());
+            let here = |c: &&ColumnEntry| serves(c.place.device) || c.previous.is_some_and(|p| serves(p.device));
+            let out = g.columns.len() - g.columns.iter().filter(here).count();
+            if out > usize::from(g.parity) {
+                fail!(
+                    Degraded,
+                    "pool '{}': {missing} of {listed} devices are missing or out of date, and {out} of them hold the same \
+                     metadata; connect more of them and import again",
+                    label.pool_name
+                );
+            }
+        }
         let (root, _) = Root::decode(&uber.root)?;
         let reader = crate::dataset::nodes::Nodes::new(
             Arc::new(crate::record::store::RecordStore::new(first.clone(), 16 << 20)),
@@ -269,6 +282,18 @@ impl Pool {
             generation: uber.generation + 1,
             root,
         }));
+        if !pool.options.read_only {
+            // before anything is written: what cannot be written later must not begin
+            for group in pool.space.groups() {
+                if let Err(e) = pool.records.check_writable(&group) {
+                    fail!(
+                        Degraded,
+                        "pool '{}': too few of its devices are here: {e}; connect more of them",
+                        label.pool_name
+                    );
+                }
+            }
+        }
         pool.install_bitmap_loader();
         pool.damaged.lock().extend(damaged);
         pool.jobs.restore(jobs);

@@ -302,6 +302,10 @@ impl Pool {
     /// Rebuilds the stale columns of one group that are in service.
     fn rebuild_group(&self, job: &Job, group: &Arc<Group>, left_members: &mut BTreeSet<u16>) -> Result<()> {
         let stale = self.stale_columns(group);
+        let attachments =
+            |place: ZoneRef| self.space.member(place.device).map(|m| m.attachments.load(Ordering::Acquire));
+        let began_with: Vec<(ZoneRef, Option<u64>)> =
+            group.columns.read().iter().map(|c| (c.place, attachments(c.place))).collect();
         let mut row = 0;
         while group.class != Class::Log && row < group.zone_rows() {
             let end = (row + PIECE_ROWS).min(group.zone_rows());
@@ -332,7 +336,9 @@ impl Pool {
         self.records.flush();
         let mut left = Vec::new();
         for (i, c) in group.columns.write().iter_mut().enumerate() {
-            if stale.contains(&i) && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+            // a member that left and came back meanwhile missed pieces
+            let stayed = began_with.get(i) == Some(&(c.place, attachments(c.place)));
+            if stale.contains(&i) && stayed && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
                 c.stale = false;
                 left.extend(c.previous.take());
             }

@@ -109,6 +109,11 @@ impl Job {
         self.pause();
     }
 
+    /// Whether the daemon's end asked it to pause.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
     /// Asks the job to end.
     pub fn stop(&self) {
         self.request.store(2, Ordering::Release);

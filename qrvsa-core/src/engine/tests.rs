@@ -104,7 +104,13 @@ impl World {
     }
 
     fn check(&self) {
-        let report = self.pool().check(true, &mut |_| ()).unwrap();
+        self.assert_consistent(true);
+    }
+
+    /// The objects of these tests are no files, which only the check of the filesystem minds.
+    fn assert_consistent(&self, deep: bool) {
+        let mut report = self.pool().check(deep, &mut |_| ()).unwrap();
+        report.problems.retain(|p| !p.starts_with("tank: "));
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     }
 
@@ -301,8 +307,7 @@ fn any_m_devices_may_go_while_writing_and_come_back_replaced() {
 
 impl World {
     fn check_degraded(&self) {
-        let report = self.pool().check(false, &mut |_| ()).unwrap();
-        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        self.assert_consistent(false);
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Member {
     pub checksum_errors: AtomicU64,
     /// Units rewritten.
     pub repaired: AtomicU64,
+    /// How often it was given a device: who saw it leave and come back knows that it missed something.
+    pub(crate) attachments: AtomicU64,
     /// Something of this entry changed since it was last stored.
     pub(crate) changed: std::sync::atomic::AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Member {
             write_errors: AtomicU64::new(entry.write_errors),
             checksum_errors: AtomicU64::new(entry.checksum_errors),
             repaired: AtomicU64::new(entry.repaired),
+            attachments: AtomicU64::new(0),
             changed: std::sync::atomic::AtomicBool::new(true),
         }
     }
@@ -117,6 +120,7 @@ impl Member {
             self.words.lock().path = device.info().path.display().to_string();
         }
         *self.device.write() = device;
+        self.attachments.fetch_add(1, Ordering::AcqRel);
         self.changed.store(true, Ordering::Release);
     }
 

@@ -573,6 +573,15 @@ impl Space {
         }
     }
 
+    /// Makes another group for the pool tree while there are zones, before it is needed: system nodes cannot lie anywhere
+    /// else.
+    pub fn keep_system_room(&self) {
+        let free: u32 = self.groups.read().values().filter(|g| g.class == Class::System).map(|g| g.free_rows()).sum();
+        if free < self.zone_rows() / 2 {
+            let _ = self.create_own_group(Class::System);
+        }
+    }
+
     /// Takes one free zone on a member (for a replacement or a move).
     ///
     /// # Errors

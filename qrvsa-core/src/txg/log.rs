@@ -331,7 +331,7 @@ impl IntentLog {
                 return Ok(blocks);
             }
             let per_segment = segment_rows(&self.space);
-            let here = self.read_block(&segments, position, generation, sequence, &mut cache);
+            let here = self.read_block(&segments, position, generation, sequence, &mut cache)?;
             let (position, payload) = match here {
                 Some(payload) => (position, payload),
                 None => {
@@ -340,7 +340,7 @@ impl IntentLog {
                     if next == position {
                         return Ok(blocks);
                     }
-                    match self.read_block(&segments, next, generation, sequence, &mut cache) {
+                    match self.read_block(&segments, next, generation, sequence, &mut cache)? {
                         Some(payload) => (next, payload),
                         None => return Ok(blocks),
                     }
@@ -362,7 +362,12 @@ impl IntentLog {
         }
     }
 
-    /// The payload of the block at a position, from the first column where it is valid.
+    /// The payload of the block at a position, from the first column where it is valid; `None` when a column that can be
+    /// read shows that there is none. (An acknowledged block is on every column that was in service.)
+    ///
+    /// # Errors
+    /// `Io` when no column can be read: whether the log ends here is not known then, and what was acknowledged must not
+    /// be dropped for a device that is slow today.
     fn read_block(
         &self,
         segments: &[Arc<Group>],
@@ -370,28 +375,45 @@ impl IntentLog {
         generation: u64,
         sequence: u64,
         cache: &mut ChunkCache,
-    ) -> Option<Vec<u8>> {
+    ) -> Result<Option<Vec<u8>>> {
         let per_segment = segment_rows(&self.space);
         let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
         let row = (position % per_segment) as u32;
-        let columns = group.columns.read().clone();
-        for column in 0..columns.len() {
-            let first = cache.read(&self.space, group, column, row, 1)?.or_none();
-            let Some(first) = first else { continue };
-            let Some((len, sum)) = parse_header(&first, self.pool_id, generation, sequence) else { continue };
-            let rows = (HEADER_BYTES + len).div_ceil(BLOCK_SIZE) as u32;
-            if u64::from(rows) > BLOCK_ROWS_MAX || u64::from(row + rows) > per_segment {
-                continue;
-            }
-            let Some(block) = cache.read(&self.space, group, column, row, rows).and_then(ChunkRead::or_none) else {
+        let (mut readable, mut failed) = (0, 0);
+        for column in 0..group.columns.read().len() {
+            let first = match cache.read(&self.space, group, column, row, 1) {
+                Rows::Bytes(bytes) => bytes,
+                Rows::Failed => {
+                    failed += 1;
+                    continue;
+                }
+                Rows::Absent => continue,
+            };
+            let Some((len, sum)) = parse_header(&first, self.pool_id, generation, sequence) else {
+                readable += 1;
                 continue;
             };
-            let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
-            if block_sum(&block[..HEADER_BYTES], payload) == sum {
-                return Some(payload.to_vec());
+            let rows = (HEADER_BYTES + len).div_ceil(BLOCK_SIZE) as u32;
+            if u64::from(rows) > BLOCK_ROWS_MAX || u64::from(row) + u64::from(rows) > per_segment {
+                readable += 1;
+                continue;
+            }
+            match cache.read(&self.space, group, column, row, rows) {
+                Rows::Bytes(block) => {
+                    let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
+                    if block_sum(&block[..HEADER_BYTES], payload) == sum {
+                        return Ok(Some(payload.to_vec()));
+                    }
+                    readable += 1;
+                }
+                Rows::Failed => failed += 1,
+                Rows::Absent => {}
             }
         }
-        None
+        if readable == 0 && failed > 0 {
+            fail!(Io, "the intent log cannot be read on any of {failed} devices; nothing was changed, import again");
+        }
+        Ok(None)
     }
 }
 
@@ -433,50 +455,55 @@ fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64) -> 
 /// Reads ahead in large pieces, one per column.
 #[derive(Default)]
 struct ChunkCache {
-    chunks: std::collections::HashMap<(u32, usize), (u32, Option<AlignedBuf>)>,
+    chunks: std::collections::HashMap<(u32, usize), (u32, AlignedBuf)>,
 }
 
-/// A read through the cache: the bytes, or nothing because the device failed.
-struct ChunkRead(Option<Vec<u8>>);
-
-impl ChunkRead {
-    fn or_none(self) -> Option<Vec<u8>> {
-        self.0
-    }
+/// Rows of a column of the log.
+enum Rows {
+    /// What they hold.
+    Bytes(Vec<u8>),
+    /// The device is there and did not return them.
+    Failed,
+    /// The device is not there, or there are no such rows.
+    Absent,
 }
 
 const CHUNK_ROWS: u32 = 512;
 
 impl ChunkCache {
-    fn read(&mut self, space: &Space, group: &Group, column: usize, row: u32, rows: u32) -> Option<ChunkRead> {
+    fn read(&mut self, space: &Space, group: &Group, column: usize, row: u32, rows: u32) -> Rows {
         let zone_rows = group.zone_rows();
         if row + rows > zone_rows {
-            return Some(ChunkRead(None));
+            return Rows::Absent;
         }
-        let hit = self.chunks.get(&(group.id, column)).is_some_and(|(first, buf)| {
-            let have = buf.as_ref().map_or(CHUNK_ROWS, |b| (b.len() / BLOCK_SIZE) as u32);
-            *first <= row && row + rows <= first + have
-        });
+        let entry = group.columns.read()[column];
+        let Some(device) = space.member(entry.place.device).and_then(|m| m.device()) else { return Rows::Absent };
+        let fetch = |count: u32| {
+            let mut batch = IoBatch::new();
+            let offset = space.offset(entry.place, row);
+            batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(count as usize * BLOCK_SIZE)] });
+            match batch.wait(READ_DEADLINE).pop() {
+                Some(Outcome::Done(mut bufs)) => bufs.pop(),
+                _ => None,
+            }
+        };
+        let hit = self
+            .chunks
+            .get(&(group.id, column))
+            .is_some_and(|(first, buf)| *first <= row && row + rows <= first + (buf.len() / BLOCK_SIZE) as u32);
         if !hit {
             self.chunks.retain(|(id, _), _| *id == group.id);
-            let count = CHUNK_ROWS.max(rows).min(zone_rows - row);
-            let entry = group.columns.read()[column];
-            let buf = space.member(entry.place.device).and_then(|m| m.device()).and_then(|device| {
-                let mut batch = IoBatch::new();
-                let offset = space.offset(entry.place, row);
-                let bufs = vec![AlignedBuf::zeroed(count as usize * BLOCK_SIZE)];
-                batch.push(&device, Request::Read { offset, bufs });
-                match batch.wait(READ_DEADLINE).pop() {
-                    Some(Outcome::Done(mut bufs)) => bufs.pop(),
-                    _ => None,
+            match fetch(CHUNK_ROWS.max(rows).min(zone_rows - row)) {
+                Some(buf) => {
+                    self.chunks.insert((group.id, column), (row, buf));
                 }
-            });
-            self.chunks.insert((group.id, column), (row, buf));
+                // somewhere in the long read is a bad sector: just what is needed may be fine
+                None => return fetch(rows).map_or(Rows::Failed, |buf| Rows::Bytes(buf.to_vec())),
+            }
         }
         let (first, buf) = &self.chunks[&(group.id, column)];
         let start = (row - first) as usize * BLOCK_SIZE;
-        let bytes = buf.as_ref().map(|b| b[start..start + rows as usize * BLOCK_SIZE].to_vec());
-        Some(ChunkRead(bytes))
+        Rows::Bytes(buf[start..start + rows as usize * BLOCK_SIZE].to_vec())
     }
 }
 

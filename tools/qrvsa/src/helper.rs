@@ -75,6 +75,8 @@ fn mount(request: &Request) -> Result<(), ApiError> {
     let wanted = MountRequest { source: request.source.clone(), mountpoint, options: request.options.clone() };
     // a mount that just went away with umount(8) may be in the daemon's table for a moment longer
     const PATIENCE: u32 = 50;
+    const SETTLED: u32 = 5;
+    let mut seen = 0;
     for _ in 0..PATIENCE {
         let error = match client.mount(&wanted) {
             Ok(_) => return Ok(()),
@@ -85,10 +87,11 @@ fn mount(request: &Request) -> Result<(), ApiError> {
             mount.source == wanted.source && mount.mountpoint == wanted.mountpoint && mount.state == MountState::Mounted
         });
         // At boot the daemon has restored its mounts before fstab is read; then there is nothing left to do.
-        if listed && is_mount_point(&wanted.mountpoint) {
+        seen = if listed { seen + 1 } else { 0 };
+        if listed && (is_mount_point(&wanted.mountpoint) || seen == SETTLED) {
             return Ok(());
         }
-        if is_mount_point(&wanted.mountpoint) {
+        if !listed && is_mount_point(&wanted.mountpoint) {
             return Err(error);
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -242,10 +245,11 @@ mod tests {
             &["tank", "/a", "-o"],
             &["tank", "/a", "-x"],
             &["tank", "/a", "-o", "socket=relative"],
-            &["tank", "/a", "-o", "remount,ro"],
+            &["tank", "/a", "-o", "move"],
         ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(parsed(&["tank", "/a", "-o", "remount,ro"]).unwrap().remount.as_deref(), Some("remount,ro"));
         assert!(split_options(&["socket=/a".into()]).is_err());
         assert_eq!(split_options(&["ro,noatime".into(), "a=b".into()]).unwrap(), ["ro", "noatime", "a=b"]);
     }

@@ -460,3 +460,39 @@ fn a_damaged_object_that_is_deleted_is_no_longer_reported_after_a_scrub() {
     world.import(|_| true).unwrap();
     assert!(world.pool().status().damaged.is_empty());
 }
+
+#[test]
+fn an_import_without_enough_devices_changes_nothing() {
+    let mut world = World::new(geometry(1, 1), 6, 80, 31);
+    let files = fill(&world, 2000, 40);
+    world.pool().commit().unwrap();
+    let error = world.import(|i| i > 1).unwrap_err();
+    assert_eq!(error.kind(), crate::ErrorKind::Degraded, "{error}");
+    world.import(|_| true).unwrap();
+    assert!(world.pool().status().devices.iter().all(|d| d.state == MemberState::Online));
+    compare(&world, &files);
+    world.check();
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+    use crate::device::sim::{Effect, Fault, Operation};
+    let mut world = World::new(geometry(2, 1), 3, 80, 32);
+    world.pool().commit().unwrap();
+    world.write(5000, 0, &pattern(1, 5000));
+    world.fsync(5000);
+    let group = world.pool().log.segments()[0].clone();
+    let zones: Vec<_> = group.columns.read().iter().map(|c| c.place).collect();
+    let size = u64::from(group.zone_rows()) * 4096;
+    for place in &zones {
+        let start = world.pool().space.offset(*place, 0);
+        let disk = &world.disks[usize::from(place.device)].1;
+        disk.inject(Fault::new(Effect::Fail { errno: 5 }).on(Operation::Read).within(start..start + size));
+    }
+    world.crash(CrashMode::LoseAll);
+    assert_eq!(world.import(|_| true).unwrap_err().kind(), crate::ErrorKind::Io);
+    world.disks.iter().for_each(|d| d.1.clear_faults());
+    world.import(|_| true).unwrap();
+    assert!(world.read(5000, 0, 5000).unwrap() == pattern(1, 5000), "the acknowledged write is lost");
+    world.check();
+}

@@ -23,7 +23,15 @@ pub struct Running {
     committer: Mutex<Option<JoinHandle<()>>>,
     scrub: Mutex<Option<JoinHandle<()>>>,
     rebuild: Mutex<Option<JoinHandle<()>>>,
+    rebuild_state: Arc<Mutex<RebuildState>>,
     filesystems: Mutex<BTreeMap<String, Arc<FileSystem<Dataset>>>>,
+}
+
+/// Whether a rebuild is at work, and whether there is more to do than it knows.
+#[derive(Default)]
+struct RebuildState {
+    running: bool,
+    again: bool,
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
@@ -48,6 +56,7 @@ impl Running {
             committer: Mutex::new(Some(committer)),
             scrub: Mutex::new(None),
             rebuild: Mutex::new(None),
+            rebuild_state: Arc::default(),
             filesystems: Mutex::new(BTreeMap::new()),
         });
         if running.pool.needs_rebuild() {
@@ -113,12 +122,15 @@ impl Running {
         } else {
             job.stop()
         }
-        let handle = self.scrub.lock().take();
-        match handle {
-            Some(handle) => {
-                let _ = handle.join();
+        {
+            // held while it ends: a start meanwhile waits, and begins anew
+            let mut slot = self.scrub.lock();
+            match slot.take() {
+                Some(handle) => {
+                    let _ = handle.join();
+                }
+                None => self.pool.end_idle_job(&job, pause),
             }
-            None => self.pool.end_idle_job(&job, pause),
         }
         if !pause && job.state() == JobState::Paused {
             self.pool.end_idle_job(&job, false);
@@ -127,17 +139,30 @@ impl Running {
         Ok(job)
     }
 
-    /// Starts a rebuild unless one is at work.
+    /// Starts a rebuild; one that is at work looks again before it ends.
     pub fn start_rebuild(&self) -> Arc<Job> {
-        let mut slot = self.rebuild.lock();
-        let alive = slot.as_ref().is_some_and(|h| !h.is_finished());
-        if alive && let Some(job) = self.pool.jobs().get(JobKind::Rebuild) {
-            // it looks for stale columns until none is left
+        let mut state = self.rebuild_state.lock();
+        if state.running
+            && let Some(job) = self.pool.jobs().get(JobKind::Rebuild)
+        {
+            state.again = true;
             return job;
         }
+        state.running = true;
         let job = self.pool.new_rebuild();
-        let (pool, job2) = (self.pool.clone(), job.clone());
-        *slot = Some(spawn("qrvsa-rebuild", move || pool.run_rebuild(&job2)));
+        let (pool, shared, first) = (self.pool.clone(), self.rebuild_state.clone(), job.clone());
+        *self.rebuild.lock() = Some(spawn("qrvsa-rebuild", move || {
+            let mut job = first;
+            loop {
+                pool.run_rebuild(&job);
+                let mut state = shared.lock();
+                if !std::mem::take(&mut state.again) || job.is_interrupted() {
+                    state.running = false;
+                    return;
+                }
+                job = pool.new_rebuild();
+            }
+        }));
         job
     }
 
