@@ -163,6 +163,14 @@ impl Pool {
         result
     }
 
+    /// Lets go of everything without writing anything, as a crash does.
+    pub fn abandon(&self) {
+        self.datasets.write().clear();
+        for member in self.space.members() {
+            member.set_device(None);
+        }
+    }
+
     /// Ends service and takes the labels off the devices.
     ///
     /// # Errors

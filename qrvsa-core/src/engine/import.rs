@@ -81,7 +81,7 @@ impl Pool {
         };
         let newest_txg = newest.txg;
         let mut first_error = None;
-        for choice in choices.iter().take(3) {
+        for choice in choices.iter().take(2) {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
                     // from here on the pool is written to: no older state is good any more, an error ends the import
