@@ -16,11 +16,15 @@ part() {
   printf '\n==== %s (after %d s)\n' "$1" $((SECONDS - begin))
   shift
   : > "$log"
-  "$@" > >(tee "$log") 2>&1 &
+  # tee is this shell's child, not the part's: the system tests end every child that is not theirs to keep
+  local out
+  exec {out}> >(tee "$log")
+  "$@" >&"$out" 2>&1 &
   child=$!
   wait "$child"
   local rc=$?
   child=
+  exec {out}>&-
   sleep 0.2 # tee
   return $rc
 }
