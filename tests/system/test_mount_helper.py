@@ -4,7 +4,7 @@ import os
 import stat
 
 import contract
-from lib import GIB, Daemon, binary, check, is_mounted, options, run, same, wait_for
+from lib import GIB, Daemon, binary, check, is_mounted, options, run, same
 from proc import mounts
 from syscalls import refuses, write_file
 
@@ -143,18 +143,22 @@ def test_refusals(t):
 
 @options(seconds=90)
 def test_several_mounts(t):
-    """Filesystems of one pool are separate trees; one filesystem on two directories is one tree; umount of one leaves the other."""
+    """Filesystems of one pool are separate trees; a second mount of one is refused with the way out, a bind mount, which works."""
     daemon, pool, directory = prepared(t)
     daemon.cli("fs", "create", "tank/a")
     daemon.cli("fs", "create", "tank/b")
-    places = {n: t.mkdir("m-" + n) for n in ("a", "b", "a2")}
+    second = t.mkdir("m-a2")
+    places = {n: t.mkdir("m-" + n) for n in ("a", "b")}
     for n, place in places.items():
         daemon.cli("mount", "tank/" + n[0], place)
         t.defer(lambda p=place: run(["umount", p], ok=False) if is_mounted(p) else None)
     write_file(os.path.join(places["a"], "f"), b"a")
     same(os.listdir(places["b"]), [], "names in another filesystem")
-    wait_for(lambda: os.path.exists(os.path.join(places["a2"], "f")), 5, "a second mount to show the file")
-    daemon.cli("umount", places["a"])
-    check(os.path.exists(os.path.join(places["a2"], "f")), "the second mount is gone")
+    daemon.refused(r"already.*--bind|--bind", "mount", "tank/a", second)
+    run(["mount", "--bind", places["a"], second])
+    t.defer(lambda: run(["umount", second], ok=False) if is_mounted(second) else None)
+    check(os.path.exists(os.path.join(second, "f")), "the bind mount does not show the file")
+    run(["umount", second])
+    check(os.path.exists(os.path.join(places["a"], "f")), "the mount is gone with its bind mount")
     daemon.cli("fs", "destroy", "tank/b", ok=False)
     check(is_mounted(places["b"]), "a mounted filesystem was destroyed")

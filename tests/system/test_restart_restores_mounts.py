@@ -19,7 +19,8 @@ def test_mounts_come_back(t):
     home, gone = t.mkdir("home"), t.mkdir("gone")
     daemon.cli("mount", "one/home", home)
     t.defer(lambda: daemon.cli("umount", home, ok=False) if is_mounted(home) else None)
-    daemon.cli("mount", "two", gone)
+    daemon.cli("fs", "create", "two/extra")
+    daemon.cli("mount", "two/extra", gone)
     daemon.cli("umount", gone)
     for i, d in enumerate((one.mountpoint, two.mountpoint, home)):
         write_file(os.path.join(d, "f"), b"%d" % i)
