@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -135,7 +135,6 @@ pub struct Space {
     /// Free usable blocks, recomputed after every change of zones; kept current by take and release.
     capacity_cache: Mutex<Option<Capacity>>,
     pub(crate) epoch: crate::pool::epoch::Epochs,
-    allocated_since_start: AtomicU64,
 }
 
 /// Capacity in usable blocks.
@@ -194,7 +193,6 @@ impl Space {
             deleted_groups: Mutex::new(BTreeSet::new()),
             capacity_cache: Mutex::new(None),
             epoch: crate::pool::epoch::Epochs::new(),
-            allocated_since_start: AtomicU64::new(0),
         })
     }
 
@@ -517,7 +515,6 @@ impl Space {
         })?;
         if row.is_some() {
             self.capacity_changed();
-            self.allocated_since_start.fetch_add(u64::from(rows), Ordering::Relaxed);
         }
         Ok(row.map(|row| Extent { group: group.clone(), row, rows }))
     }
@@ -665,11 +662,6 @@ impl Space {
                 alloc.leaving_zones.extend(std::iter::once(c.place).chain(c.previous));
             }
         }
-    }
-
-    /// Forgets which groups are being filled, so that empty ones can be dissolved (before a measurement or an export).
-    pub fn forget_active(&self) {
-        self.alloc.lock().active.clear();
     }
 
     /// Groups dissolved since the last call.

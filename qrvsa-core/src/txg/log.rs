@@ -308,12 +308,6 @@ impl IntentLog {
         state.reclaimed = state.position;
     }
 
-    /// Replaces the groups (after devices were lost): the ring starts anew in them. Nothing may be queued or needed.
-    pub fn replace_segments(&self, segments: Vec<Arc<Group>>) {
-        let mut state = self.state.lock();
-        state.segments = segments;
-    }
-
     /// Reads the log from its start, handing every valid entry's bytes out in order, and leaves the log positioned behind
     /// the last valid block. Returns how many blocks there were.
     ///
