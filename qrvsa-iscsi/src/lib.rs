@@ -12,4 +12,10 @@
 //! ```
 
 pub mod backing;
+pub mod config;
+pub mod info;
+mod name;
+mod params;
 pub mod scsi;
+mod secret;
+pub mod service;
