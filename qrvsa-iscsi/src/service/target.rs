@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::counters::sum_up;
+use super::counters::{lun_number, sum_up};
 use super::{ErrorKind, ServiceError};
 use crate::config::TargetConfig;
 use crate::info::{LunMetrics, Metrics, SessionInfo, TargetInfo};
@@ -135,7 +135,7 @@ impl Target {
                 nexuses.is_none_or(|list| list.iter().any(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus));
             let spared = spare.is_some_and(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus);
             if meant && !spared {
-                let running = session.end_tasks(&|task| lun.is_none_or(|lun| task.lun == lun));
+                let running = session.end_tasks(&|task| lun.is_none_or(|lun| lun_number(task.lun) == lun_number(lun)));
                 self.dying.lock().extend(running);
             }
         }
