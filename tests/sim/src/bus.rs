@@ -61,11 +61,28 @@ pub enum Effect {
     Lie,
     /// It takes long.
     Slow(Duration),
+    /// The device is gone from here on.
+    Vanish,
+    /// Another device stands in its place from here on.
+    Swap(Stranger),
+    /// The device takes no writes from here on.
+    Fill,
     /// It is not answered in time. A write may land later.
     Hang {
         /// Whether a write lands after all.
         lands: bool,
     },
+}
+
+/// What stands in a device's place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stranger {
+    /// A blank device.
+    Blank,
+    /// A copy of another disk of this bus.
+    Sister(usize),
+    /// The device as it was when [`DiskState::remember`] was called last.
+    Past,
 }
 
 /// On which requests of a device something happens.
@@ -124,6 +141,7 @@ pub struct DiskState {
     pub swapped: bool,
     /// Writes fail for want of space.
     pub full: bool,
+    past: Image,
 }
 
 struct Queued {
@@ -158,6 +176,8 @@ pub struct BusState {
     pub cut_at: Option<u64>,
     /// The power is off.
     pub off: bool,
+    /// The power fails with the batch that writes to this target, after so many that do.
+    pub cut_on: Option<(Target, u64)>,
     /// Uberblock writes begun.
     pub uberblocks: u64,
     clock: Arc<WorldClock>,
@@ -189,6 +209,7 @@ impl Bus {
             requests: 0,
             changes: 0,
             cut_at: None,
+            cut_on: None,
             off: false,
             uberblocks: 0,
             clock,
@@ -248,6 +269,7 @@ impl Bus {
         }
         bus.off = false;
         bus.cut_at = None;
+        bus.cut_on = None;
     }
 
     /// Adds a rule.
@@ -278,6 +300,18 @@ impl DiskState {
         self.seen = image;
         self.volatile.clear();
         self.hung.clear();
+    }
+
+    /// Keeps what is on the medium, to come back as the device's past.
+    pub fn remember(&mut self) {
+        self.medium.settle();
+        self.past = self.medium.clone();
+    }
+
+    /// Goes back to what was remembered.
+    pub fn go_back(&mut self) {
+        let past = self.past.clone();
+        self.replace(past);
     }
 
     /// What a read sees, settled so that copies are cheap.
@@ -367,6 +401,7 @@ impl BusState {
         let mut found = None;
         for rule in &mut self.rules {
             let matches = rule.device == device
+                && !matches!(rule.effect, Effect::Vanish | Effect::Swap(_) | Effect::Fill)
                 && rule.op.is_none_or(|o| o == op)
                 && (rule.target.is_none() || op == Op::Flush || rule.target == target);
             if !matches || found.is_some() {
@@ -388,7 +423,18 @@ impl BusState {
         let mut queue = std::mem::take(&mut self.queue);
         queue.sort_by_key(|q| (!matches!(q.request, Request::Flush), q.device, offset_of(&q.request), q.tag));
         let changes = queue.iter().filter(|q| !matches!(q.request, Request::Read { .. })).count() as u64;
-        if !self.off && changes > 0 && self.cut_at.is_some_and(|at| self.changes + changes > at) {
+        let mut cut = changes > 0 && self.cut_at.is_some_and(|at| self.changes + changes > at);
+        if let Some((target, after)) = self.cut_on {
+            let meets = |q: &Queued| match &q.request {
+                Request::Write { offset, .. } => self.target_at(q.device, *offset) == Some(target),
+                _ => false,
+            };
+            if queue.iter().any(meets) {
+                cut |= after == 0;
+                self.cut_on = Some((target, after.saturating_sub(1)));
+            }
+        }
+        if !self.off && cut {
             self.off = true;
             for q in &queue {
                 let Request::Write { offset, slices, .. } = &q.request else { continue };
@@ -438,8 +484,48 @@ impl BusState {
         }
     }
 
+    /// Rules that change the device itself, before the request reaches it.
+    fn transform(&mut self, device: usize, op: Op, offset: u64) {
+        let target = self.target_at(device, offset);
+        let due = |r: &mut Rule| {
+            let matches = r.device == device
+                && matches!(r.effect, Effect::Vanish | Effect::Swap(_) | Effect::Fill)
+                && r.op.is_none_or(|o| o == op)
+                && (r.target.is_none() || (op != Op::Flush && r.target == target));
+            if matches && r.skip > 0 {
+                r.skip -= 1;
+                return false;
+            }
+            matches
+        };
+        let Some(at) = self.rules.iter_mut().position(due) else { return };
+        let rule = self.rules.remove(at);
+        match rule.effect {
+            Effect::Vanish => self.disks[device].vanished = true,
+            Effect::Fill => self.disks[device].full = true,
+            Effect::Swap(stranger) => {
+                match stranger {
+                    Stranger::Blank => self.disks[device].replace(Image::default()),
+                    Stranger::Past => self.disks[device].go_back(),
+                    Stranger::Sister(other) => {
+                        let image = self.disks[other].seen();
+                        self.disks[device].replace(image);
+                    }
+                }
+                self.disks[device].swapped = true;
+            }
+            _ => {}
+        }
+    }
+
     fn execute(&mut self, device: usize, request: Request) -> Outcome {
         let offset = offset_of(&request);
+        let op = match &request {
+            Request::Read { .. } => Op::Read,
+            Request::Write { .. } => Op::Write,
+            Request::Flush | Request::Discard { .. } => Op::Flush,
+        };
+        self.transform(device, op, offset);
         if self.disks[device].vanished {
             self.hit(Kind::Vanished, device, offset);
             return fail(libc::ENODEV, device, "the device is gone");
@@ -519,7 +605,7 @@ impl BusState {
                         disk.write(change, durable);
                         self.clock.advance(time);
                     }
-                    None => disk.write(change, durable),
+                    _ => disk.write(change, durable),
                 }
                 Outcome::Done(Vec::new())
             }

@@ -10,6 +10,8 @@ pub mod explore;
 pub mod fault;
 pub mod image;
 pub mod model;
+pub mod plan;
 pub mod session;
 pub mod verify;
 pub mod workloads;
+pub mod world;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use qrvsa_sim::explore::{self, Found, GEOMETRIES, Start};
+use qrvsa_sim::fault::Table;
+use qrvsa_sim::world;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -38,6 +40,76 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         first: u64,
     },
+    /// Run worlds from seeds in a row
+    Seeds {
+        /// How many
+        #[arg(long, default_value_t = 2000)]
+        count: u64,
+        /// The first
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Print the table of what the faults met
+        #[arg(long)]
+        table: bool,
+        /// Run the seeds of this file first, one a line
+        #[arg(long)]
+        known: Option<std::path::PathBuf>,
+    },
+    /// Run the world of one seed and tell what happens
+    Replay {
+        /// The seed
+        #[arg(long)]
+        seed: u64,
+    },
+}
+
+fn seeds(count: u64, first: u64, threads: usize, table: bool, known: Vec<u64>) -> bool {
+    let list: Vec<u64> = known.into_iter().chain(first..first + count).collect();
+    let next = AtomicU64::new(0);
+    let total = Mutex::new((Table::default(), Vec::<String>::new(), [0u64; 5]));
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = list.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let outcome = world::run(*seed, false);
+                    let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
+                    total.0.add(&outcome.table);
+                    let sums = [1, outcome.operations, outcome.crashes, outcome.requests, u64::from(outcome.beyond)];
+                    total.2.iter_mut().zip(sums).for_each(|(sum, n)| *sum += n);
+                    if let Some(v) = outcome.violation {
+                        println!("VIOLATION seed {seed}: {v}\n  again: qrvsa-sim replay --seed {seed}");
+                        total.1.push(v);
+                    }
+                    if total.2[0].is_multiple_of(250) {
+                        println!("  {} s: {} seeds", begin.elapsed().as_secs(), total.2[0]);
+                    }
+                }
+            });
+        }
+    });
+    let (cells, violations, [run, operations, crashes, requests, beyond]) =
+        total.into_inner().unwrap_or_else(|e| e.into_inner());
+    if table {
+        println!("{}", cells.markdown());
+    }
+    for (kind, target, state) in cells.empty_cells() {
+        println!("  not reached: {kind:?} on {target:?}, {state:?}");
+    }
+    println!(
+        "{operations} operations, {crashes} crashes, {requests} requests, {beyond} worlds beyond the promise, {:.0} s",
+        begin.elapsed().as_secs_f64()
+    );
+    println!("seeds: {run} run, {} violations", violations.len());
+    !violations.is_empty()
+}
+
+fn read_seeds(path: &std::path::Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
 }
 
 fn crash_states(
@@ -122,6 +194,15 @@ fn main() -> std::process::ExitCode {
                     true
                 }
             }
+        }
+        Command::Seeds { count, first, threads, table, known } => {
+            seeds(count, first, threads, table, known.map(|p| read_seeds(&p)).unwrap_or_default())
+        }
+        Command::Replay { seed } => {
+            let outcome = world::run(seed, true);
+            println!("trace {:016x}", outcome.trace);
+            println!("seed {seed}: {}", outcome.violation.as_deref().unwrap_or("no violation"));
+            outcome.violation.is_some()
         }
     };
     std::process::ExitCode::from(u8::from(failed))
