@@ -1,6 +1,6 @@
 //! A pool that is open, its filesystems, and operations on them that the model follows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -178,8 +178,20 @@ impl Session {
             }
             Action::Read(ino) => {
                 let got = contents(fs, *ino)?;
-                if got != *model.bytes(*ino) {
-                    return Err(Error::new(ErrorKind::Corrupt, format!("inode {ino}: a read returned wrong bytes")));
+                let want = model.bytes(*ino);
+                if got != *want {
+                    let differ = |(_, (a, b)): &(usize, (&u8, &u8))| a != b;
+                    let wrong: Vec<usize> = got.iter().zip(want.iter()).enumerate().filter(differ).map(|d| d.0).collect();
+                    let text = format!(
+                        "inode {ino}: a read returned wrong bytes: {} of {}, {} differ, from {:?} to {:?}, zeros there: {}",
+                        got.len(),
+                        want.len(),
+                        wrong.len(),
+                        wrong.first(),
+                        wrong.last(),
+                        wrong.iter().all(|i| got[*i] == 0)
+                    );
+                    return Err(Error::new(ErrorKind::Corrupt, text));
                 }
             }
             Action::Fsync(ino) => fs.fsync(*ino, false)?,
@@ -210,6 +222,26 @@ pub fn contents(fs: &FileSystem<Dataset>, ino: Ino) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::Corrupt, format!("inode {ino}: {len} bytes of {size} were read")));
     }
     Ok(bytes)
+}
+
+/// The files that have a name, as far as directories can be read.
+pub fn reachable(fs: &FileSystem<Dataset>) -> BTreeSet<Ino> {
+    let (mut files, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![ROOT]);
+    while let Some(dir) = open.pop() {
+        if !seen.insert(dir) {
+            continue;
+        }
+        // an unreadable directory is left out
+        let _ = fs.readdir(dir, 0, false, &mut |e| {
+            match e.file_type & libc::S_IFMT {
+                libc::S_IFDIR => open.push(e.ino),
+                libc::S_IFREG => drop(files.insert(e.ino)),
+                _ => {}
+            }
+            true
+        });
+    }
+    files
 }
 
 fn dump(fs: &FileSystem<Dataset>) -> Result<Tree> {

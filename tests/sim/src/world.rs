@@ -71,6 +71,8 @@ struct Inner {
     say: bool,
     problem: Option<String>,
     clones: BTreeSet<usize>,
+    /// The fault of the coming rebuild goes beyond the promise.
+    next_beyond: bool,
 }
 
 /// A world.
@@ -105,6 +107,7 @@ pub fn run(seed: u64, say: bool) -> Outcome {
         say,
         problem: None,
         clones: BTreeSet::new(),
+        next_beyond: false,
     };
     let world = World(Arc::new(Mutex::new(inner)));
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live(&plan, devices)));
@@ -394,7 +397,19 @@ impl Inner {
     fn compare(&mut self) -> Verdict<()> {
         let session = self.session.as_ref().expect("open");
         if self.beyond {
-            return self.compare_beyond();
+            self.compare_beyond()?;
+            self.allowed.clear();
+            self.unsure = None;
+            // what can be read is what there is from here on; a filesystem that cannot be read is left alone
+            let session = self.session.as_ref().expect("open");
+            match session.dump() {
+                Ok(found) => self.adopt(found),
+                Err(e) => {
+                    self.tell(|| format!("an honest end: {e}"));
+                    self.session.take().expect("open").abandon();
+                }
+            }
+            return Ok(());
         }
         let found = session.dump().map_err(|e| format!("reading after an import failed: {e}"))?;
         let mut allowed = vec![self.durable_state()];
@@ -412,8 +427,12 @@ impl Inner {
             let words: Vec<String> = allowed.iter().filter_map(|s| difference(&found, s)).collect();
             return Err(format!("after a crash the state is none of those allowed: {}", words.join(" | ")));
         }
-        self.models = found.into_iter().map(|(name, t)| (name, Model { now: t.clone(), durable: t })).collect();
+        self.adopt(found);
         Ok(())
+    }
+
+    fn adopt(&mut self, found: State) {
+        self.models = found.into_iter().map(|(name, t)| (name, Model { now: t.clone(), durable: t })).collect();
     }
 
     /// Beyond the promise: what can be read was written there once.
@@ -421,11 +440,25 @@ impl Inner {
         let session = self.session.as_ref().expect("open");
         for (name, fs) in &session.filesystems {
             let Some(model) = self.models.get(name) else { continue };
-            for ino in model.now.keys().chain(model.durable.keys()) {
+            for ino in &crate::session::reachable(fs) {
                 let Ok(bytes) = crate::session::contents(fs, *ino) else { continue };
                 for (block, chunk) in bytes.chunks(BLOCK).enumerate() {
                     if !self.history.contains(&(name.clone(), *ino, block as u64, digest(chunk))) {
-                        return Err(format!("{name:?}: inode {ino}, block {block}: these bytes were never written there"));
+                        let want = model.now.get(ino).map(|n| n.body.clone());
+                        let want = if let Some(Body::File(b)) = want { b } else { Arc::default() };
+                        let want = &want[want.len().min(block * BLOCK)..want.len().min((block + 1) * BLOCK)];
+                        let differ: Vec<usize> =
+                            (0..chunk.len()).filter(|i| want.get(*i) != Some(&chunk[*i])).collect();
+                        return Err(format!(
+                            "{name:?}: inode {ino}, block {block}: these bytes were never written there: {} bytes, now {} expected, \
+                             {} differ, from {:?} to {:?}, zeros there: {}",
+                            chunk.len(),
+                            want.len(),
+                            differ.len(),
+                            differ.first(),
+                            differ.last(),
+                            differ.iter().all(|i| chunk[*i] == 0)
+                        ));
                     }
                 }
             }
@@ -646,6 +679,12 @@ impl World {
         self.work(3)?;
         self.heal()?;
         self.with(|w| {
+            if w.off() {
+                w.recover(None)?;
+            }
+            let mut bus = w.bus.0.lock();
+            (bus.cut_at, bus.cut_on) = (None, None);
+            drop(bus);
             if w.session.is_some() && !w.beyond {
                 verify::check(&w.pool())?;
             }
@@ -783,7 +822,7 @@ impl World {
                 self.heal()?;
                 self.with(Inner::lose_one);
                 self.work(6)?;
-                self.with(|w| w.beyond |= !harmless && w.parity() < 2 && w.random.chance(2, 3));
+                self.with(|w| w.next_beyond = !harmless && w.parity() < 2 && w.random.chance(2, 3));
                 self.bring_back(Some(goal))?;
                 self.work(4)
             }
@@ -848,6 +887,7 @@ impl World {
             w.settle_hits();
             w.bus.0.lock().state = PoolState::Rebuilding;
             if let Some(goal) = goal {
+                w.beyond |= w.next_beyond;
                 w.arm(goal);
             }
             goal.is_none()
@@ -992,7 +1032,10 @@ impl World {
             w.bus.clear_rules();
             w.pool().records.drop_cache();
             w.compare_beyond()?;
-            w.bus.0.lock().disks.iter_mut().for_each(|d| d.full = false);
+            // all devices are back with what they have
+            for disk in &mut w.bus.0.lock().disks {
+                (disk.full, disk.vanished) = (false, false);
+            }
             w.recover(None)
         })
     }
