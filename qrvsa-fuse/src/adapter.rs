@@ -27,6 +27,7 @@ use qrvsa_core::{Error, Result};
 
 use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, HANDLE, attr_ttl, has_set_id, open_file};
 use crate::convert;
+use crate::latency;
 use crate::listing::{Listed, list};
 use crate::opens::OpenTable;
 use crate::options::MountOptions;
@@ -84,6 +85,7 @@ impl Adapter {
     }
 
     fn run<T>(&self, operation: &'static str, ino: INodeNo, f: impl FnOnce(&dyn Operations) -> Result<T>) -> Reply<T> {
+        latency::request();
         let result = self.report.run(operation, ino.0, || f(&*self.ops));
         match result {
             // the inode itself is gone, between a look-up of its name and this: the kernel looks the name up again

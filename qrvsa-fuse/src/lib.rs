@@ -8,6 +8,7 @@
 //!  mountinfo  /proc/self/mountinfo
 //!  adapter    kernel requests -> Operations -> replies
 //!  caching    what the kernel may remember, and for how long
+//!  latency    processors that stay awake while requests come fast
 //!  listing    directory listings into replies
 //!  convert    attributes, times and flags between the two
 //!  opens      opens the kernel has not released yet
@@ -46,6 +47,7 @@ pub mod adapter;
 mod caching;
 mod convert;
 pub mod helper;
+pub mod latency;
 mod listing;
 mod mountinfo;
 mod opens;
