@@ -28,5 +28,6 @@ pub mod pool;
 pub mod record;
 pub mod tree;
 pub mod txg;
+pub mod waits;
 
 pub use error::{Error, ErrorKind, Result};
