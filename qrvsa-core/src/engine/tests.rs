@@ -287,6 +287,34 @@ fn a_crash_in_the_uberblock_of_a_commit_and_another_in_that_of_the_import_leave_
 }
 
 #[test]
+fn an_import_or_creation_that_fails_lets_go_of_the_devices() {
+    let mut world = World::new(geometry(1, 1), 2, 64, 1);
+    world.write(2500, 0, &pattern(1, 5000));
+    world.fsync(2500);
+    world.crash(CrashMode::LoseAll);
+    for after in 0..12 {
+        world.power.cut_after(after);
+        let failed = world.import(|_| true).is_err();
+        world.pool.take().inspect(|p| p.abandon());
+        world.crash(CrashMode::LoseAll);
+        for (device, _) in &world.disks {
+            assert_eq!(Arc::strong_count(device), 1, "crash after {after}, failed: {failed}");
+        }
+    }
+    for after in 0..12 {
+        world.power.cut_after(after);
+        let devices = world.disks.iter().map(|d| d.0.clone()).collect();
+        let made = Pool::create(world.env.clone(), world.options.clone(), "new", None, devices);
+        let failed = made.is_err();
+        let _ = made.inspect(|p| p.abandon());
+        world.crash(CrashMode::LoseAll);
+        for (device, _) in &world.disks {
+            assert_eq!(Arc::strong_count(device), 1, "creation, crash after {after}, failed: {failed}");
+        }
+    }
+}
+
+#[test]
 fn any_m_devices_may_go_while_writing_and_come_back_replaced() {
     let mut world = World::new(geometry(2, 2), 4, 96, 3);
     let mut files = fill(&world, 2000, 20);
