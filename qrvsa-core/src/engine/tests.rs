@@ -16,6 +16,7 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod hostile;
+mod share;
 mod volumes;
 
 struct World {
