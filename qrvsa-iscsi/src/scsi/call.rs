@@ -41,6 +41,8 @@ pub(crate) struct Call<'a> {
     pub entry: &'a Entry,
     pub cdb: &'a [u8; 16],
     pub data: &'a [u8],
+    /// Bytes that the initiator means to send.
+    pub expected: u64,
     /// Must not wait.
     pub now: bool,
 }

@@ -3,12 +3,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use super::bytes::{be16, byte};
 use super::call::{Call, Outcome, Refusal};
 use super::limits::PIECE_BYTES;
 use super::sense::Sense;
 use super::unit::{Shape, Unit};
+
+/// Bytes worked on in a second: other units want to be served meanwhile.
+const PACE_BYTES_PER_S: u64 = 256 << 20;
 
 const IDLE: u8 = 0;
 const SANITIZING: u8 = 1;
@@ -68,6 +72,11 @@ enum Work {
 
 fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Failure> {
     let size = shape.blocks() * u64::from(shape.block);
+    let begun = Instant::now();
+    let pace = |done: u64| {
+        let due = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    };
     let set = |done: u64, times: u8, time: u8| {
         let all = u128::from(size.max(1)) * u128::from(times.max(1));
         let part = (u128::from(size) * u128::from(time) + u128::from(done)) * 65535 / all;
@@ -94,6 +103,7 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Fa
                     shape.backing.write(at, part, false)?;
                     at += bytes;
                     set(at, *times, time);
+                    pace(size * u64::from(time) + at);
                 }
             }
         }
@@ -104,7 +114,7 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Fa
 fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool) -> Outcome {
     call.unit.sanitize.begin(what)?;
     // what had begun before ends before
-    while !call.unit.ranges.drain(std::time::Duration::from_secs(60)) {
+    while !call.unit.ranges.drain(Duration::from_secs(60)) {
         tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", call.unit.lun);
     }
     let (unit, shape): (Arc<Unit>, Arc<Shape>) = (call.unit.clone(), call.unit.shape_arc());
@@ -141,6 +151,7 @@ fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool)
 
 /// SANITIZE, OVERWRITE: a list of 4 bytes and a pattern of at most a block.
 pub(crate) fn overwrite(call: &Call) -> Outcome {
+    check_reserved(call)?;
     check_writable(call)?;
     let length = usize::from(be16(call.cdb, 7));
     let list = call.data.get(..length).ok_or(Sense::PARAMETER_LENGTH)?;
@@ -162,6 +173,7 @@ pub(crate) fn overwrite(call: &Call) -> Outcome {
 
 /// SANITIZE, BLOCK ERASE.
 pub(crate) fn block_erase(call: &Call) -> Outcome {
+    check_reserved(call)?;
     check_writable(call)?;
     if be16(call.cdb, 7) != 0 {
         return Err(Sense::cdb_field(7, 7).into());
@@ -171,6 +183,7 @@ pub(crate) fn block_erase(call: &Call) -> Outcome {
 
 /// SANITIZE, EXIT FAILURE MODE: only after a sanitizing that allowed it (AUSE).
 pub(crate) fn exit_failure(call: &Call) -> Outcome {
+    check_reserved(call)?;
     if be16(call.cdb, 7) != 0 {
         return Err(Sense::cdb_field(7, 7).into());
     }
@@ -207,6 +220,17 @@ pub(crate) fn format(call: &Call) -> Outcome {
         immediate = options & 0x02 != 0;
     }
     start(call, FORMATTING, Work::Erase, immediate, true)
+}
+
+/// Reserved bits of SANITIZE are checked: it is not the command to guess at.
+fn check_reserved(call: &Call) -> Result<(), Refusal> {
+    if call.cdb[1] & 0x40 != 0 {
+        return Err(Sense::cdb_field(1, 6).into());
+    }
+    match (2..=6u16).find(|at| call.cdb[usize::from(*at)] != 0) {
+        Some(at) => Err(Sense::cdb_field(at, 7).into()),
+        None => Ok(()),
+    }
 }
 
 fn check_writable(call: &Call) -> Result<(), Refusal> {

@@ -360,7 +360,17 @@ impl TargetUnits {
                 if table::supports(entry, &shape, entry.on == table::On::ExplicitAlua && self.alua.load().explicit) =>
             {
                 needs = entry.data_out_bytes(&cdb, u64::from(shape.block));
-                let call = Call { units: self, unit, shape: &shape, nexus, entry, cdb: &cdb, data, now };
+                let call = Call {
+                    units: self,
+                    unit,
+                    shape: &shape,
+                    nexus,
+                    entry,
+                    cdb: &cdb,
+                    data,
+                    expected: command.data_out_expected,
+                    now,
+                };
                 Self::checked(&call).and_then(|()| {
                     if cdb[0] == 0xa0 {
                         for unit in units.values() {
