@@ -38,6 +38,7 @@ pub(crate) struct Call<'a> {
     pub unit: &'a Arc<Unit>,
     pub shape: &'a Shape,
     pub nexus: &'a Arc<Nexus>,
+    pub task_tag: u32,
     pub entry: &'a Entry,
     pub cdb: &'a [u8; 16],
     pub data: &'a [u8],

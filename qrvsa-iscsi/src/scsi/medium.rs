@@ -10,11 +10,10 @@ use super::unit::EJECTED;
 pub(crate) fn start_stop(call: &Call) -> Outcome {
     let (power, no_flush, load, start) =
         (call.cdb[4] >> 4, call.cdb[4] & 0x04 != 0, call.cdb[4] & 0x02 != 0, call.cdb[4] & 0x01 != 0);
-    match power {
-        0 => {}
-        _ => return Ok(Vec::new()),
-    }
     call.unit.sanitize.readiness()?;
+    if power != 0 {
+        return Ok(Vec::new());
+    }
     let medium = call.unit.medium();
     if load && !call.shape.config.removable {
         return Err(Sense::cdb_field(4, 1).into());
