@@ -38,7 +38,7 @@ lint: ## formatting and lints
 	@tools/dev/need.sh build lint
 	@tools/dev/lint.sh
 
-bench: ## measure beside btrfs and zfs-fuse; writes docs/performance.md
+bench: ## measure beside btrfs, zfs-fuse and GlusterFS; writes docs/performance.md
 	@tools/dev/need.sh build mount bench
 	@tests/bench/run.sh
 

@@ -385,8 +385,7 @@ impl Pool {
                 for change in changes {
                     dataset.note_object(change.key.object);
                     let Some(value) = change.value else {
-                        open.delete(change.key);
-                        self.account_item(64);
+                        self.account_items(open.delete(change.key));
                         continue;
                     };
                     let value = if change.keep_content_fields {
@@ -395,8 +394,7 @@ impl Pool {
                     } else {
                         value
                     };
-                    self.account_item(64 + value.len());
-                    open.put(change.key, Arc::from(value));
+                    self.account_items(open.put(change.key, Arc::from(value)));
                 }
             }
             Action::Write { object, offset, data } => {
@@ -445,6 +443,7 @@ impl Pool {
     /// Puts a dataset in place.
     pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
         let (root, _) = Root::decode(&entry.root)?;
+        self.tree_nodes.fetch_add(root.nodes, std::sync::atomic::Ordering::Relaxed);
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
         let io = Arc::new(super::pool_io::PoolIo::new(self));
         let objects = Objects::new(io, items.clone());
