@@ -67,6 +67,32 @@ fn refuse_clones(candidates: Vec<Candidate>, warnings: &mut Vec<String>) -> Resu
     Ok(kept)
 }
 
+/// Warns of devices with a history of their own: they were used without any of those that are used now, so what was
+/// changed on them meanwhile is not in the state that `chosen` names.
+fn note_diverged(candidates: &[Candidate], chosen: &Uberblock, warnings: &mut Vec<String>) {
+    let serving =
+        |u: &Uberblock| -> Vec<u128> { u.members.iter().filter(|m| m.in_service()).map(|m| m.device_id).collect() };
+    let used = serving(chosen);
+    // the states that the devices in use have been through, as far as they remember
+    let is_ours = |u: &Uberblock| {
+        let mut kept = candidates.iter().filter(|c| used.contains(&c.label.device_id)).flat_map(|c| &c.uberblocks);
+        kept.any(|o| (o.generation, o.txg) == (u.generation, u.txg) && o.root == u.root)
+    };
+    for candidate in candidates.iter().filter(|c| !used.contains(&c.label.device_id)) {
+        let Some(last) = candidate.uberblocks.first() else { continue };
+        let apart = !serving(last).is_empty() && serving(last).iter().all(|device| !used.contains(device));
+        if apart && !is_ours(last) {
+            warnings.push(format!(
+                "{} was used apart from the devices in use now and has changes of its own (up to transaction group {}), \
+                 which are not in this pool; to see them, export the pool and import it from the other devices alone, \
+                 before they are brought back or replaced",
+                candidate.path().display(),
+                last.txg
+            ));
+        }
+    }
+}
+
 impl Pool {
     /// Imports a pool from the candidates that carry its label.
     ///
@@ -99,6 +125,7 @@ impl Pool {
                         tracing::error!(pool = %pool.name, "{text}");
                         warnings.push(text);
                     }
+                    note_diverged(&candidates, choice, &mut warnings);
                     warnings.iter().for_each(|w| tracing::warn!(pool = %pool.name, "{w}"));
                     pool.warnings.lock().append(&mut warnings);
                     return Ok(pool);
