@@ -60,7 +60,7 @@ mutants: ## break the engine on purpose, one breakage at a time, and see whether
 	@tools/dev/need.sh build
 	@tests/mutants/run.py
 
-bench: ## measure beside btrfs and zfs-fuse; writes docs/performance.md
+bench: ## measure beside btrfs, zfs-fuse and GlusterFS; writes docs/performance.md
 	@tools/dev/need.sh build mount bench
 	@tests/bench/run.sh
 
