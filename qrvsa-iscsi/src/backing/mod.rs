@@ -1,5 +1,14 @@
 //! What a logical unit keeps its bytes in.
 
+mod file;
+mod memory;
+mod null;
+mod sys;
+
+pub use file::{FileBacking, FileOptions};
+pub use memory::MemoryBacking;
+pub use null::NullBacking;
+
 use std::fmt;
 
 /// Why a backing failed; decides the sense data.

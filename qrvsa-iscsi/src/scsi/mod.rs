@@ -1,5 +1,40 @@
 //! The SCSI side of a target: what a session hands over, and what it gets back.
 
+mod alua;
+mod atomic;
+mod attention;
+mod bytes;
+mod call;
+mod capacity;
+mod config;
+mod ident;
+mod inquiry;
+mod limits;
+mod log;
+mod lun;
+mod medium;
+mod mode;
+mod ranges;
+mod reserve;
+mod rsoc;
+mod rw;
+mod sanitize;
+mod sense;
+mod stats;
+mod table;
+#[cfg(test)]
+mod tests;
+mod thin;
+mod unit;
+mod units;
+mod vpd;
+mod watch;
+
+pub use alua::{AccessState, Alua, PortGroup};
+pub use config::{DeviceType, ModePage, UnitConfig};
+pub use stats::{LATENCY_BOUNDS_US, UnitStats};
+pub use units::TargetUnits;
+
 use std::sync::Arc;
 
 /// An I_T nexus (SAM-5 4.7): one session of one initiator port with the target port of a portal group.
