@@ -3,6 +3,7 @@
 //! The modules are the layers of the architecture picture in `docs/architecture.md`; imports run downwards only:
 //!
 //! ```text
+//!  volume    block volumes: one object each
 //!  fs        POSIX objects: inodes, directories, xattrs
 //!  object    file and volume contents: dirty data, holes, extents, read path
 //!  dataset   a named tree of keys and values, seen through the open and the syncing transaction group
@@ -28,5 +29,6 @@ pub mod pool;
 pub mod record;
 pub mod tree;
 pub mod txg;
+pub mod volume;
 
 pub use error::{Error, ErrorKind, Result};

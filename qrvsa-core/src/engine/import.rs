@@ -227,6 +227,7 @@ impl Pool {
         let mut datasets: Vec<DatasetEntry> = Vec::new();
         let mut damaged: Vec<((u64, u64), String)> = Vec::new();
         let mut jobs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut blobs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut cursor = tree::Cursor::new(&reader, &root, Key::MIN, Key::MAX);
         while let Some((key, value)) = cursor.next()? {
             match key.kind {
@@ -255,6 +256,7 @@ impl Pool {
                     damaged.push(((key.object, key.offset), String::from_utf8_lossy(&value).into_owned()));
                 }
                 kind::JOB => jobs.push((key.offset, value.to_vec())),
+                kind::BLOB => blobs.push((key.offset, value.to_vec())),
                 _ => {}
             }
         }
@@ -297,9 +299,11 @@ impl Pool {
         pool.install_bitmap_loader();
         pool.damaged.lock().extend(damaged);
         pool.jobs.restore(jobs);
+        pool.blobs.restore(&blobs)?;
         for entry in &datasets {
             pool.attach_dataset(entry)?;
         }
+        pool.update_claims()?;
         Ok(pool)
     }
 
@@ -446,7 +450,7 @@ impl Pool {
     pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
         let (root, _) = Root::decode(&entry.root)?;
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
-        let io = Arc::new(super::pool_io::PoolIo::new(self));
+        let io = Arc::new(super::pool_io::PoolIo::new(self, entry.reserved));
         let objects = Objects::new(io, items.clone());
         let host: Arc<dyn Host> = self.clone();
         let dataset = Arc::new(Dataset::new(entry, items, objects, host));

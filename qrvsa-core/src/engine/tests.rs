@@ -16,6 +16,7 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod hostile;
+mod volumes;
 
 struct World {
     env: Environment,
