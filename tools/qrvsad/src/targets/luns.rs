@@ -85,9 +85,8 @@ impl Targets {
         match &lun.source {
             LunSource::Volume(name) => {
                 let volume = self.engine.open_volume(name).map_err(|e| from_core(&e))?;
-                let engine = Arc::clone(&self.engine);
                 let block_bytes = volume.block_bytes();
-                Ok((Arc::new(super::volume::VolumeBacking::new(engine, name.clone(), volume)), block_bytes))
+                Ok((Arc::new(super::volume::VolumeBacking::new(name.clone(), volume)), block_bytes))
             }
             LunSource::File(path) => {
                 let options = FileOptions {

@@ -6,6 +6,7 @@
 //!  keep      where a unit's own state lies (reservations, saved mode pages)
 //!  report    what is told about it all
 //!  access    access lists, users, sessions
+//!  volume    a pool volume as storage
 //!  tgt       tgt's management protocol: requests, and the text of its answers
 //! ```
 //!
@@ -20,6 +21,7 @@ mod luns;
 pub mod model;
 mod report;
 pub mod tgt;
+mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

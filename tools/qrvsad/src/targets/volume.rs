@@ -4,25 +4,19 @@ use std::sync::Arc;
 
 use qrvsa_api::names::FsName;
 use qrvsa_core::ErrorKind;
-use qrvsa_core::volume::Volume;
+use qrvsa_core::volume::{ATOMIC_BYTES_MAX, Volume};
 use qrvsa_iscsi::backing::{Backing, Extent, Failure, FailureKind, Result, Space};
 
-use crate::engine::Engine;
-
-/// Longest write that is done as a whole or not at all, bytes.
-const ATOMIC_BYTES_MAX: u64 = 64 << 10;
-
-/// A volume, and where it comes from.
+/// A volume, and its name for the log.
 pub struct VolumeBacking {
-    engine: Arc<dyn Engine>,
     name: FsName,
     volume: Arc<Volume>,
 }
 
 impl VolumeBacking {
     /// The backing of an open volume.
-    pub fn new(engine: Arc<dyn Engine>, name: FsName, volume: Arc<Volume>) -> VolumeBacking {
-        VolumeBacking { engine, name, volume }
+    pub fn new(name: FsName, volume: Arc<Volume>) -> VolumeBacking {
+        VolumeBacking { name, volume }
     }
 
     fn failure(&self, error: &qrvsa_core::Error, offset: u64, reading: bool) -> Failure {
@@ -71,7 +65,7 @@ impl Backing for VolumeBacking {
     }
 
     fn atomic_bytes_max(&self) -> u64 {
-        ATOMIC_BYTES_MAX.min(u64::from(self.volume.record_bytes()))
+        ATOMIC_BYTES_MAX as u64
     }
 
     fn flush(&self) -> Result<()> {
@@ -100,8 +94,10 @@ impl Backing for VolumeBacking {
     }
 
     fn space(&self) -> Space {
-        let allocated_bytes = self.volume.usage().map_or(0, |usage| usage.allocated_bytes);
-        let available_bytes = self.engine.status(&self.name.pool).map_or(0, |status| status.summary.free_bytes);
-        Space { allocated_bytes, available_bytes }
+        let usage = self.volume.usage().ok();
+        Space {
+            allocated_bytes: usage.as_ref().map_or(0, |usage| usage.allocated_bytes),
+            available_bytes: usage.map_or(0, |usage| usage.available_bytes),
+        }
     }
 }
