@@ -128,11 +128,9 @@ impl Volume {
         self.settings.id
     }
 
-    /// Name for SCSI made from [`Volume::id`]: NAA 3h, locally assigned.
+    /// Its name for SCSI: [`Settings::naa`].
     pub fn naa(&self) -> u64 {
-        // the upper half of the number, its first four bits replaced
-        let high = u64::try_from(self.settings.id >> 64).unwrap_or(0);
-        3 << 60 | high & ((1 << 60) - 1)
+        self.settings.naa()
     }
 
     fn object(&self) -> ObjectRef {

@@ -86,6 +86,13 @@ impl Settings {
         ObjectRef { id: VOLUME_OBJECT, record_size: self.record_bytes }
     }
 
+    /// Name for SCSI, made from the id: NAA 3h, locally assigned (SPC-4, 7.8.6.6).
+    pub fn naa(&self) -> u64 {
+        // the upper half of the number, its first four bits replaced
+        let high = u64::try_from(self.id >> 64).unwrap_or(0);
+        3 << 60 | high & ((1 << 60) - 1)
+    }
+
     /// The item's value.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();

@@ -12,6 +12,7 @@
 
 mod lifecycle;
 mod mounts;
+mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
