@@ -55,7 +55,7 @@ part "examples in the documentation" cargo test --workspace --locked --quiet --d
 rc=$?
 count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 
-if part "release build" cargo build --release --locked -p qrvsa -p qrvsad; then
+if part "release build" cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt; then
   part "system tests" python3 tests/system/run.py "--$mode"
   rc=$?
   count $rc "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $1 } END { print n + 0 }' "$log")" \

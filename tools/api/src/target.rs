@@ -139,7 +139,7 @@ pub struct UserRequest {
     /// The target proves itself with it to the initiator, instead of the initiator to the target.
     #[serde(default)]
     pub mutual: bool,
-    /// It holds for discovery sessions too.
+    /// It holds for discovery sessions, of all targets, instead of the target's own.
     #[serde(default)]
     pub discovery: bool,
 }

@@ -95,52 +95,40 @@ fn add_user(model: &mut Model, tid: u32, user: &UserRequest) -> Result<()> {
         }
     }
     let has = || ApiError::new(ErrorKind::Exists, format!("user {name} is there already"));
-    if user.discovery {
-        if user.mutual {
-            model.discovery_outgoing = Some(name.clone());
-        } else if !model.discovery_incoming.contains(name) {
-            model.discovery_incoming.push(name.clone());
-        }
-    }
-    let Some(target) = model.targets.get_mut(&tid) else { return Ok(()) };
+    let (incoming, outgoing) = match model.targets.get_mut(&tid) {
+        Some(target) if !user.discovery => (&mut target.incoming, &mut target.outgoing),
+        _ => (&mut model.discovery_incoming, &mut model.discovery_outgoing),
+    };
     if user.mutual {
-        match &target.outgoing {
+        match outgoing {
             Some(old) if old == name => return Err(has()),
             Some(old) => {
-                return Err(ApiError::new(ErrorKind::Exists, format!("the target proves itself as {old} already"))
+                return Err(ApiError::new(ErrorKind::Exists, format!("{old} is the mutual user already"))
                     .with_hint(format!("remove {old} first")));
             }
-            None => target.outgoing = Some(name.clone()),
+            None => *outgoing = Some(name.clone()),
         }
-    } else if target.incoming.contains(name) {
+    } else if incoming.contains(name) {
         return Err(has());
     } else {
-        target.incoming.push(name.clone());
+        incoming.push(name.clone());
     }
     Ok(())
 }
 
 fn remove_user(model: &mut Model, tid: u32, iqn: &str, user: &UserRequest) -> Result<()> {
     let name = &user.name;
-    let mut found = false;
-    if let Some(target) = model.targets.get_mut(&tid) {
-        if user.mutual {
-            found |= target.outgoing.take_if(|account| account == name).is_some();
-        } else {
-            let before = target.incoming.len();
-            target.incoming.retain(|account| account != name);
-            found |= target.incoming.len() < before;
-        }
-    }
-    if user.discovery {
-        if user.mutual {
-            found |= model.discovery_outgoing.take_if(|account| account == name).is_some();
-        } else {
-            let before = model.discovery_incoming.len();
-            model.discovery_incoming.retain(|account| account != name);
-            found |= model.discovery_incoming.len() < before;
-        }
-    }
+    let (incoming, outgoing) = match model.targets.get_mut(&tid) {
+        Some(target) if !user.discovery => (&mut target.incoming, &mut target.outgoing),
+        _ => (&mut model.discovery_incoming, &mut model.discovery_outgoing),
+    };
+    let found = if user.mutual {
+        outgoing.take_if(|account| account == name).is_some()
+    } else {
+        let before = incoming.len();
+        incoming.retain(|account| account != name);
+        incoming.len() < before
+    };
     if !found {
         return Err(ApiError::not_found(format!("target {iqn} has no such user {name}"))
             .with_hint(format!("`qrvsa target show {iqn}` shows its users")));

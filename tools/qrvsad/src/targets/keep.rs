@@ -42,18 +42,20 @@ impl Persistence for Keep {
     fn put(&self, key: &str, value: &[u8]) -> Result<(), String> {
         match self.pool(key) {
             Some(pool) => self.engine.put_blob(&pool, &format!("iscsi/{key}"), value).map_err(|e| e.to_string()),
-            None => self.state.write(&file_name(key), value).map_err(|e| {
-                format!("cannot write {}: {e}", self.state.path().join(file_name(key)).display())
-            }),
+            None => self
+                .state
+                .write(&file_name(key), value)
+                .map_err(|e| format!("cannot write {}: {e}", self.state.path().join(file_name(key)).display())),
         }
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
         match self.pool(key) {
             Some(pool) => self.engine.blob(&pool, &format!("iscsi/{key}")).map_err(|e| e.to_string()),
-            None => self.state.read(&file_name(key)).map_err(|e| {
-                format!("cannot read {}: {e}", self.state.path().join(file_name(key)).display())
-            }),
+            None => self
+                .state
+                .read(&file_name(key))
+                .map_err(|e| format!("cannot read {}: {e}", self.state.path().join(file_name(key)).display())),
         }
     }
 }

@@ -189,7 +189,9 @@ impl Targets {
     /// Gives a unit names of its own that stay, where it was given none: volumes have theirs already.
     fn name_unit(&self, lun: &mut Lun, iqn: &str, number: u64) {
         let seed = match &lun.source {
-            LunSource::Volume(name) => self.engine.open_volume(name).map(|volume| volume.id().to_be_bytes().to_vec()).ok(),
+            LunSource::Volume(name) => {
+                self.engine.open_volume(name).map(|volume| volume.id().to_be_bytes().to_vec()).ok()
+            }
             _ => None,
         };
         let seed = seed.unwrap_or_else(|| format!("{iqn}\n{number}").into_bytes());
@@ -261,4 +263,3 @@ impl Targets {
         })
     }
 }
-

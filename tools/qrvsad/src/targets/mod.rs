@@ -105,9 +105,8 @@ pub(crate) fn portal(text: &str) -> Result<SocketAddr> {
 
 /// Checks an iSCSI name.
 pub(crate) fn iscsi_name(text: &str) -> Result<IscsiName> {
-    text.parse().map_err(|e: String| {
-        ApiError::invalid(e).with_hint("write a name such as iqn.2026-01.org.example:disks")
-    })
+    text.parse()
+        .map_err(|e: String| ApiError::invalid(e).with_hint("write a name such as iqn.2026-01.org.example:disks"))
 }
 
 impl Targets {
@@ -254,7 +253,8 @@ impl Targets {
         self.service.set_discovery(DiscoveryConfig {
             users: users(model, &model.discovery_incoming, model.discovery_outgoing.as_ref())?,
         });
-        let gone: Vec<u32> = self.running.read().keys().copied().filter(|tid| !model.targets.contains_key(tid)).collect();
+        let gone: Vec<u32> =
+            self.running.read().keys().copied().filter(|tid| !model.targets.contains_key(tid)).collect();
         for tid in gone {
             if let Some(running) = self.running.write().remove(&tid) {
                 // Its sessions were dealt with by whoever removed it.
@@ -448,7 +448,8 @@ impl Targets {
 
 fn users(model: &Model, incoming: &[String], outgoing: Option<&String>) -> Result<Users> {
     let account = |name: &String| -> Result<Account> {
-        let account = model.account(name).ok_or_else(|| ApiError::not_found(format!("there is no account {name:?}")))?;
+        let account =
+            model.account(name).ok_or_else(|| ApiError::not_found(format!("there is no account {name:?}")))?;
         let secret = Secret::new(account.secret.as_bytes()).map_err(ApiError::invalid)?;
         Ok(Account { name: account.name.clone(), secret })
     };

@@ -220,8 +220,7 @@ mod tests {
             ..Target::default()
         };
         let account = Account { name: "u".into(), secret: "not to be seen".into() };
-        let model =
-            Model { targets: BTreeMap::from([(1, target)]), accounts: vec![account], ..Model::default() };
+        let model = Model { targets: BTreeMap::from([(1, target)]), accounts: vec![account], ..Model::default() };
         model.save(&state).unwrap();
         assert_eq!(Model::load(&state).unwrap(), model);
         assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().mode() & 0o777, 0o600);

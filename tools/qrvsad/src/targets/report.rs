@@ -70,12 +70,7 @@ impl Targets {
                 .collect(),
             advertise: target.advertise.clone(),
             acl: target.acl.clone(),
-            users: target
-                .incoming
-                .iter()
-                .map(user(false))
-                .chain(target.outgoing.iter().map(user(true)))
-                .collect(),
+            users: target.incoming.iter().map(user(false)).chain(target.outgoing.iter().map(user(true))).collect(),
             luns: target.luns.iter().map(|(number, lun)| self.lun(tid, *number, lun, &metrics)).collect(),
             parameters: info
                 .as_ref()
@@ -95,9 +90,9 @@ impl Targets {
         let running = self.running.read().get(&tid).cloned();
         let message = running.as_ref().and_then(|running| running.unavailable.get(&number).cloned());
         let units = running.map(|running| running.units);
-        let config = units.as_ref().and_then(|units| {
-            units.units().into_iter().find(|(unit, _)| *unit == number).map(|(_, config)| config)
-        });
+        let config = units
+            .as_ref()
+            .and_then(|units| units.units().into_iter().find(|(unit, _)| *unit == number).map(|(_, config)| config));
         let state = match &message {
             Some(_) => LunState::Unavailable,
             None if lun.options.offline => LunState::Offline,

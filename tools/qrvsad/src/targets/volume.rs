@@ -65,7 +65,7 @@ impl Backing for VolumeBacking {
     }
 
     fn atomic_bytes_max(&self) -> u64 {
-        ATOMIC_BYTES_MAX as u64
+        ATOMIC_BYTES_MAX
     }
 
     fn flush(&self) -> Result<()> {

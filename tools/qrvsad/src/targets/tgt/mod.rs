@@ -199,7 +199,8 @@ impl Targets {
         let user = payload.get("user").unwrap_or_default().to_owned();
         let result = match op {
             Op::Show => {
-                let mut names: Vec<String> = self.model().accounts.iter().map(|a| format!("    {}\n", a.name)).collect();
+                let mut names: Vec<String> =
+                    self.model().accounts.iter().map(|a| format!("    {}\n", a.name)).collect();
                 names.reverse();
                 let list = if names.is_empty() { String::new() } else { format!("Account list:\n{}", names.concat()) };
                 return Ok(list);

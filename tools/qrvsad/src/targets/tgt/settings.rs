@@ -80,9 +80,8 @@ pub fn lun(lun: &mut Lun, payload: &Payload) -> Result {
             "rotation_rate" => o.rotation_rate = Some(number(name, value)?),
             "mode_page" => {
                 let page = mode_page(value)?;
-                o.mode_pages.retain(|old| {
-                    mode_page(old).is_ok_and(|old| (old.page, old.subpage) != (page.page, page.subpage))
-                });
+                o.mode_pages
+                    .retain(|old| mode_page(old).is_ok_and(|old| (old.page, old.subpage) != (page.page, page.subpage)));
                 o.mode_pages.push(value.clone());
                 // Page 8 is the caching page; bit 2 of its first byte is the write cache.
                 if page.page == 8 && page.subpage == 0 {

@@ -11,8 +11,7 @@ use super::Done;
 
 const STAT_HEAD: &str =
     "tgt lun sid rd_subm(bytes,cmds) rd_done(bytes,cmds) wr_subm(bytes,cmds) wr_done(bytes,cmds) errs\n";
-const SESSION_HEAD: &str =
-    "sid cid rxdata_octets txdata_octets dataout_pdus datain_pdus cmd_pdus rsp_pdus\n";
+const SESSION_HEAD: &str = "sid cid rxdata_octets txdata_octets dataout_pdus datain_pdus cmd_pdus rsp_pdus\n";
 
 fn yes(value: bool) -> &'static str {
     if value { "Yes" } else { "No" }
@@ -123,9 +122,7 @@ fn show_target(out: &mut String, info: &TargetInfo, target: &Target, sessions: &
         info.iqn,
         if info.offline { "offline" } else { "ready" }
     );
-    for (name, value) in
-        [("interval", target.nop_interval_s), ("count", target.nop_count.map(u64::from))]
-    {
+    for (name, value) in [("interval", target.nop_interval_s), ("count", target.nop_count.map(u64::from))] {
         if let Some(value) = value.filter(|value| *value > 0) {
             let _ = writeln!(out, "        Nop {name}: {value}");
         }
@@ -207,8 +204,7 @@ impl Targets {
             ));
         }
         let config = self.service.target(&target.iqn).map_err(|_| Code::NoTarget)?.config;
-        let mut out =
-            format!("nop_interval={}\nnop_count={}\n", config.nop_interval.as_secs(), config.nop_count);
+        let mut out = format!("nop_interval={}\nnop_count={}\n", config.nop_interval.as_secs(), config.nop_count);
         for (key, value) in config.parameters.show() {
             let _ = writeln!(out, "{key}={value}");
         }
@@ -226,10 +222,9 @@ impl Targets {
 
     pub(super) fn tgt_show_system(&self) -> String {
         let model = self.model();
-        let setting = |name: &str, default: &str| {
-            model.system.get(name).cloned().unwrap_or_else(|| default.to_owned())
-        };
-        let mut out = format!("System:\n    State: {}\n    debug: {}\n", setting("State", "ready"), setting("debug", "off"));
+        let setting = |name: &str, default: &str| model.system.get(name).cloned().unwrap_or_else(|| default.to_owned());
+        let mut out =
+            format!("System:\n    State: {}\n    debug: {}\n", setting("State", "ready"), setting("debug", "off"));
         out.push_str("LLDs:\n    iscsi: ready\n    iser: error\nBacking stores:\n");
         out.push_str("    null\n    rdwr (bsoflags sync:direct)\n    aio\n    qrvsa\n");
         out.push_str("Device types:\n    disk\n    controller\n");
@@ -238,7 +233,7 @@ impl Targets {
             for name in &model.discovery_incoming {
                 let _ = writeln!(out, "    {name}");
             }
-            for name in &model.discovery_outgoing {
+            if let Some(name) = &model.discovery_outgoing {
                 let _ = writeln!(out, "    {name} (outgoing)");
             }
         }
