@@ -14,8 +14,11 @@
 pub mod backing;
 pub mod config;
 pub mod info;
+pub mod login;
 mod name;
 mod params;
+pub mod pdu;
 pub mod scsi;
 mod secret;
 pub mod service;
+mod session;

@@ -55,7 +55,7 @@ impl Default for Parameters {
             max_burst_length: 1 << 20,
             first_burst_length: 256 << 10,
             default_time2wait: 2,
-            default_time2retain: 20,
+            default_time2retain: 0,
             max_outstanding_r2t: 16,
             data_pdu_in_order: true,
             data_sequence_in_order: true,

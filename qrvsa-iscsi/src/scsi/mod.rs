@@ -7,6 +7,7 @@ mod bytes;
 mod call;
 mod capacity;
 mod config;
+mod copy;
 mod ident;
 mod inquiry;
 mod limits;

@@ -41,8 +41,6 @@ impl Sense {
     pub(crate) const NO_MEDIUM: Self = Self::new(2, 0x3a, 0x00);
     pub(crate) const NOT_READY: Self = Self::new(2, 0x04, 0x00);
     pub(crate) const SHORT_DATA: Self = Self::new(5, 0x0e, 0x03);
-    #[allow(dead_code)]
-    pub(crate) const COPY_CANNOT_REACH: Self = Self::new(0x0a, 0x08, 0x02);
 
     /// INVALID FIELD IN CDB with a pointer to a byte, and to the highest bit of the field.
     pub(crate) const fn cdb_field(byte: u16, bit: u8) -> Self {

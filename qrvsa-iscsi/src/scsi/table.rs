@@ -7,7 +7,7 @@ use super::call::{Blocks, Call, Outcome};
 use super::limits::Limits;
 use super::reserve::{self, Allowed};
 use super::unit::Shape;
-use super::{alua, atomic, capacity, inquiry, log, medium, mode, rsoc, rw, sanitize, thin};
+use super::{alua, atomic, capacity, copy, inquiry, log, medium, mode, rsoc, rw, sanitize, thin};
 
 /// What a command does to the unit, as reservations and access states see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +190,10 @@ const SANITIZE: &[u8] = &[0, 0xa0, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04];
 const LBA_ALLOCATION16: &[u8] =
     &[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04];
 const CAPACITY16: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04];
+const COPY_OUT: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04];
+const TOKEN_OUT: &[u8] = &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04];
+const COPY_IN: &[u8] = &[0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04];
+const COPY_IN_LONG: &[u8] = &[0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04];
 const MODE10: &[u8] = &[0, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04];
 
 fn format_bytes(cdb: &[u8; 16], _: u64) -> u64 {
@@ -262,6 +266,14 @@ pub(crate) static COMMANDS: &[Entry] = &[
     with_action(5, entry(0x5f, Persistent, Disk, 0, Long(5), RESERVE_OUT, reserve::persistent_out)),
     with_action(6, entry(0x5f, Persistent, Disk, 0, Long(5), RESERVE_OUT, reserve::persistent_out)),
     with_action(7, entry(0x5f, Persistent, Disk, 0, Long(5), RESERVE_OUT, reserve::persistent_out)),
+    with_action(0, entry(0x83, Write, Disk, MEDIUM, Long(10), COPY_OUT, copy::extended_copy_lid1)),
+    with_action(1, entry(0x83, Write, Disk, MEDIUM, Long(10), COPY_OUT, copy::extended_copy_lid4)),
+    with_action(0x10, entry(0x83, Write, Disk, MEDIUM, Long(10), TOKEN_OUT, copy::populate)),
+    with_action(0x11, entry(0x83, Write, Disk, CHANGES, Long(10), TOKEN_OUT, copy::write_using)),
+    with_action(0, entry(0x84, Read, Disk, NOW, DataOut::None, COPY_IN, copy::copy_status)),
+    with_action(3, entry(0x84, Read, Disk, NOW, DataOut::None, COPY_IN, copy::operating_parameters)),
+    with_action(5, entry(0x84, Read, Disk, NOW, DataOut::None, COPY_IN_LONG, copy::copy_status_lid4)),
+    with_action(7, entry(0x84, Read, Disk, NOW, DataOut::None, COPY_IN_LONG, copy::token_information)),
     entry(0x88, Read, Disk, READS | NOW, DataOut::None, RW16, rw::read),
     entry(
         0x89,

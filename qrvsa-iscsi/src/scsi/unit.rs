@@ -66,7 +66,6 @@ pub(crate) const EJECTED: u8 = 2;
 
 pub(crate) struct Unit {
     pub lun: u64,
-    #[allow(dead_code)]
     /// Names the unit for the life of the process.
     pub serial: u64,
     shape: ArcSwap<Shape>,

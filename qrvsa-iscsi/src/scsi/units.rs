@@ -12,6 +12,7 @@ use super::alua::Alua;
 use super::attention::Attention;
 use super::call::{Call, Refusal};
 use super::config::UnitConfig;
+use super::copy;
 use super::mode::Pages;
 use super::sense::{self, Sense};
 use super::stats::{self, UnitStats};
@@ -38,6 +39,8 @@ pub struct TargetUnits {
     ports: ArcSwap<Vec<u16>>,
     alua: ArcSwap<Alua>,
     task_end: OnceLock<Arc<dyn TaskEnd>>,
+    copy_results: copy::Results,
+    tokens: copy::Tokens,
 }
 
 impl TargetUnits {
@@ -54,6 +57,8 @@ impl TargetUnits {
             ports: ArcSwap::from_pointee(vec![1]),
             alua: ArcSwap::from_pointee(Alua::default()),
             task_end: OnceLock::new(),
+            copy_results: copy::Results::default(),
+            tokens: copy::Tokens::default(),
         };
         units.units.store(Arc::new(Units::from([(0, units.controller())])));
         units
@@ -161,6 +166,7 @@ impl TargetUnits {
         if !unit.ranges.drain(RESET_PATIENCE) {
             tracing::warn!("{} LUN {number}: removed with commands still running", self.name);
         }
+        self.tokens.forget_unit(unit.serial);
         self.attend_all(Attention::LUNS_CHANGED, None);
         if let Some(store) = &self.persistence {
             for kind in ["reservations", "modes"] {
@@ -289,9 +295,16 @@ impl TargetUnits {
         self.units.load().get(&number).cloned()
     }
 
-    #[allow(dead_code)]
     pub(crate) fn all_units(&self) -> Arc<BTreeMap<u64, Arc<Unit>>> {
         self.units.load_full()
+    }
+
+    pub(crate) fn copy_results(&self) -> &copy::Results {
+        &self.copy_results
+    }
+
+    pub(crate) fn tokens(&self) -> &copy::Tokens {
+        &self.tokens
     }
 
     pub(crate) fn attend_all(&self, attention: Attention, except: Option<&Nexus>) {
@@ -467,6 +480,7 @@ impl DeviceServer for TargetUnits {
     fn nexus_lost(&self, nexus: &Arc<Nexus>) {
         let mut nexuses = self.nexuses.lock();
         nexuses.remove(&nexus.tsih);
+        self.copy_results.forget(nexus.tsih);
         for unit in self.units.load().values() {
             unit.close_nexus(nexus);
         }

@@ -2,6 +2,7 @@
 
 use super::bytes::{clamp32, len16, put_ascii};
 use super::call::Call;
+use super::copy;
 use super::limits::{self, Limits};
 
 const OF_UNIT: u8 = 0x00;
@@ -12,7 +13,7 @@ const ASCII: u8 = 2;
 const UTF8: u8 = 3;
 
 const COMMON: [u8; 7] = [0x00, 0x80, 0x83, 0x85, 0x86, 0x87, 0x88];
-const OF_DISK: [u8; 3] = [0xb0, 0xb1, 0xb2];
+const OF_DISK: [u8; 4] = [0x8f, 0xb0, 0xb1, 0xb2];
 
 /// One page with its header; `None`: there is no such page.
 pub(crate) fn page(call: &Call, code: u8) -> Option<Vec<u8>> {
@@ -26,6 +27,7 @@ pub(crate) fn page(call: &Call, code: u8) -> Option<Vec<u8>> {
         0x86 => extended(call),
         0x87 => vec![0x3f, 0xff, 0x00, 0x00],
         0x88 => ports(call),
+        0x8f if disk => copy::vpd_page(call),
         0xb0 if disk => block_limits(call),
         0xb1 if disk => characteristics(call),
         0xb2 if disk => provisioning(call),

@@ -29,7 +29,6 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    #[allow(dead_code)]
     /// Watches the runs for as long as the answer lives.
     pub(crate) fn begin(&self, runs: Vec<Blocks>) -> Arc<Watched> {
         let watched = Arc::new(Watched { runs, valid: AtomicBool::new(true) });

@@ -1,6 +1,7 @@
 //! Tests of the device server as a whole, through the trait that sessions use.
 
 mod blocks;
+mod copies;
 mod facts;
 mod hostile;
 mod medium;
