@@ -226,7 +226,7 @@ impl Targets {
         let mut out =
             format!("System:\n    State: {}\n    debug: {}\n", setting("State", "ready"), setting("debug", "off"));
         out.push_str("LLDs:\n    iscsi: ready\n    iser: error\nBacking stores:\n");
-        out.push_str("    null\n    rdwr (bsoflags sync:direct)\n    aio\n    qrvsa\n");
+        out.push_str("    null\n    rdwr (bsoflags sync:direct)\n    aio\n");
         out.push_str("Device types:\n    disk\n    controller\n");
         if !model.discovery_incoming.is_empty() || model.discovery_outgoing.is_some() {
             out.push_str("    Account information:\n\n");
