@@ -17,7 +17,7 @@ def test_their_life(t):
     # a volume is no filesystem
     same([f["name"] for f in daemon.json("fs", "list", "tank")], ["tank"], "filesystems")
     daemon.refused("volume", "mount", "tank/thin", t.mkdir("mnt"))
-    daemon.refused("no filesystem", "fs", "destroy", "tank/thin", "--force")
+    daemon.refused("is a volume", "fs", "destroy", "tank/thin", "--force")
     daemon.refused("exists", "fs", "create", "tank/thin")
     daemon.refused("exists", "volume", "create", "tank/thin", "1G")
     daemon.refused("multiple of the block size", "volume", "create", "tank/odd", "1000")

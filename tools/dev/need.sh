@@ -61,6 +61,11 @@ for group in "$@"; do
       need python3 python3
       need mkfs.btrfs btrfs-progs
       need zfs-fuse zfs-fuse
+      need glusterd glusterfs-server
+      need glusterfs glusterfs-client
+      need mkfs.xfs xfsprogs
+      need ip iproute2
+      need nsenter util-linux
       need losetup mount
       ;;
     *)

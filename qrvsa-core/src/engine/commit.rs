@@ -8,6 +8,7 @@
 //! 6. Publish: readers see the new roots, rows freed one group earlier become available, the log before the mark of the
 //!    previous group may be overwritten.
 
+use crate::waits;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,7 @@ impl Pool {
     /// `Suspended` when the pool cannot be written any more.
     pub fn commit_up_to(&self, wanted: u64) -> Result<()> {
         while self.committed.load(Ordering::Acquire) < wanted {
+            waits::announce();
             let mut state = self.commit_state.lock();
             if self.committed.load(Ordering::Acquire) >= wanted {
                 return Ok(());

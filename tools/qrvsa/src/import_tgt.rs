@@ -206,10 +206,13 @@ pub fn run(session: &Session, file: &Path, dry_run: bool) -> Result<u8, ApiError
         configuration.targets.iter().map(|target| plan(target, &mut notes)).collect::<Result<Vec<_>, _>>().map_err(
             |e| ApiError::invalid(e).with_hint("correct the file and repeat the command; nothing was changed"),
         )?;
-    for note in &notes {
-        eprintln!("qrvsa: note: {}", clean(note));
-    }
+    let tell = || {
+        for note in &notes {
+            eprintln!("qrvsa: note: {}", clean(note));
+        }
+    };
     if dry_run {
+        tell();
         let text: String = plans.iter().map(describe).collect();
         let names: Vec<&str> = plans.iter().map(|plan| plan.create.iqn.as_str()).collect();
         return session.show(&serde_json::json!({ "targets": names, "notes": notes }), |_| text);
@@ -255,6 +258,7 @@ pub fn run(session: &Session, file: &Path, dry_run: bool) -> Result<u8, ApiError
             client.change_user(&first.iqn, true, &request)?;
         }
     }
+    tell();
     session.show(&made, |made| {
         made.iter().map(|target| format!("target {} made, {} LUNs\n", clean(&target.iqn), target.luns.len())).collect()
     })

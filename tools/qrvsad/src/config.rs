@@ -6,8 +6,9 @@
 //! scrub_rate = "200MiB"      # most bytes per second a scrub reads; default: no limit
 //! log_level = "info"         # error, warn, info, debug, trace, or a filter like "info,qrvsa_core::pool=debug"
 //! search_dirs = ["/dev"]     # where pools are looked for
-//! fuse_threads = 8           # threads per mount; default: chosen by the number of processors
-//! iscsi_portals = ["0.0.0.0:3260"]  # where targets without portals of their own are served; default: [::]:3260, which takes IPv4 too
+//! fuse_threads = 8           # threads per mount; default: 16
+//! low_latency = true         # keep idle processors awake while requests come fast
+//! iscsi_portals = ["0.0.0.0:3260"]  # for targets without portals of their own; default: [::]:3260, IPv4 too
 //! ```
 
 use std::net::SocketAddr;
@@ -45,6 +46,8 @@ pub struct Config {
     pub fuse_threads: Option<usize>,
     /// Where iSCSI targets without portals of their own are served. Nothing listens before there is one.
     pub iscsi_portals: Vec<SocketAddr>,
+    /// Keep idle processors awake while requests come fast.
+    pub low_latency: bool,
 }
 
 /// The file as written.
@@ -60,6 +63,7 @@ struct File {
     search_dirs: Option<Vec<PathBuf>>,
     fuse_threads: Option<usize>,
     iscsi_portals: Option<Vec<String>>,
+    low_latency: Option<bool>,
 }
 
 /// A size as a number of bytes or as text with a unit.
@@ -135,6 +139,7 @@ impl Config {
             search_dirs,
             fuse_threads: file.fuse_threads,
             iscsi_portals,
+            low_latency: file.low_latency.unwrap_or(true),
         })
     }
 
@@ -182,7 +187,7 @@ mod tests {
     fn every_key() {
         let config = Config::parse(
             "memory_limit = \"512MiB\"\nsync_interval_s = 9\nscrub_rate = 1000000\nlog_level = \"debug\"\n\
-             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\niscsi_portals = [\"127.0.0.1:3261\"]\n",
+             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\niscsi_portals = [\"127.0.0.1:3261\"]\nlow_latency = false\n",
         )
         .unwrap();
         assert_eq!(
@@ -195,6 +200,7 @@ mod tests {
                 search_dirs: vec!["/a".into(), "/b".into()],
                 fuse_threads: Some(3),
                 iscsi_portals: vec!["127.0.0.1:3261".parse().unwrap()],
+                low_latency: false,
             }
         );
     }
@@ -209,6 +215,7 @@ mod tests {
             ("search_dirs = [\"dev\"]", "dev"),
             ("fuse_threads = 0", "fuse_threads"),
             ("iscsi_portals = [\"x\"]", "iscsi_portals"),
+            ("low_latency = 7", "line 1"),
             ("= =", "line 1"),
         ] {
             let error = Config::parse(text).unwrap_err();

@@ -171,11 +171,7 @@ impl Running {
         match self.pool.dataset(name) {
             Some(dataset) if dataset.content() == Content::FileSystem => Ok(dataset),
             Some(_) => {
-                fail!(
-                    Invalid,
-                    "'{}/{name}' is a volume; export it with 'target lun add', or see it in .volumes of a mount",
-                    self.pool.name
-                )
+                fail!(Invalid, "'{}/{name}' is a volume, not a filesystem", self.pool.name)
             }
             None => fail!(NotFound, "'{}/{name}' does not exist; make it with 'fs create'", self.pool.name),
         }

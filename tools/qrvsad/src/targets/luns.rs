@@ -99,11 +99,11 @@ impl Targets {
                 })?;
                 Ok((Arc::new(backing), BLOCK))
             }
-            LunSource::Vhdx(path) => Err(ApiError::new(
-                ErrorKind::Unsupported,
-                format!("{}: VHDX files cannot be served yet", path.display()),
-            )
-            .with_hint("use a volume or a plain file")),
+            LunSource::Vhdx(path) => {
+                let backing = super::vhdx::VhdxBacking::open(path, lun.options.read_only).map_err(|e| from_core(&e))?;
+                let block_bytes = backing.block_bytes();
+                Ok((Arc::new(backing), block_bytes))
+            }
             LunSource::Null(bytes) => Ok((Arc::new(NullBacking::new(*bytes)), BLOCK)),
             LunSource::Empty => Ok((Arc::new(NullBacking::new(0)), BLOCK)),
         }

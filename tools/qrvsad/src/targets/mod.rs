@@ -7,6 +7,7 @@
 //!  report    what is told about it all
 //!  access    access lists, users, sessions
 //!  volume    a pool volume as storage
+//!  vhdx      a VHDX file as storage
 //!  tgt       tgt's management protocol: requests, and the text of its answers
 //! ```
 //!
@@ -21,6 +22,7 @@ mod luns;
 pub mod model;
 mod report;
 pub mod tgt;
+mod vhdx;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -116,8 +116,8 @@ pub struct TgtStorage {
 #[derive(Serialize, Deserialize)]
 struct Document {
     version: u32,
-    #[serde(flatten)]
-    model: Model,
+    #[serde(default)]
+    state: Model,
 }
 
 impl Model {
@@ -130,7 +130,7 @@ impl Model {
         let bytes = state.read(FILE).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
         let Some(bytes) = bytes else { return Ok(Model::default()) };
         let problem = match serde_json::from_slice::<Document>(&bytes) {
-            Ok(document) if document.version == VERSION => return Ok(document.model),
+            Ok(document) if document.version == VERSION => return Ok(document.state),
             Ok(document) if document.version > VERSION => {
                 let version = document.version;
                 return Err(format!(
@@ -155,7 +155,7 @@ impl Model {
     /// # Errors
     /// Which step failed. The old file is in place then.
     pub fn save(&self, state: &StateDir) -> std::io::Result<()> {
-        let document = Document { version: VERSION, model: self.clone() };
+        let document = Document { version: VERSION, state: self.clone() };
         let mut bytes = serde_json::to_vec_pretty(&document)?;
         bytes.push(b'\n');
         state.write(FILE, &bytes)
@@ -231,7 +231,7 @@ mod tests {
     fn damage_is_put_aside_and_newer_versions_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        for bad in ["", "{", "{\"version\":0}", "{\"version\":1,\"targets\":3}"] {
+        for bad in ["", "{", "{\"version\":0}", "{\"version\":1,\"state\":3}"] {
             std::fs::write(dir.path().join(FILE), bad).unwrap();
             assert_eq!(Model::load(&state).unwrap(), Model::default());
             assert!(!dir.path().join(FILE).exists() && dir.path().join("targets.json.damaged").exists());
