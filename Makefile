@@ -16,7 +16,7 @@ help: ## this list
 
 build: ## build the programs, optimised
 	@tools/dev/need.sh build
-	cargo build --release --locked -p qrvsa -p qrvsad
+	cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt
 
 up: ## start the demo: a pool of four files, mounted; again: bring back what is missing
 	@tools/demo/up.sh

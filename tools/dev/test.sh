@@ -71,7 +71,7 @@ rc=$?
 clean=$(grep -cE '^(crash states: [0-9]+ explored|seeds: [0-9]+ run), 0 violations$' "$log")
 count $rc "$clean" $((2 - clean))
 
-if part "release build" cargo build --release --locked -p qrvsa -p qrvsad; then
+if part "release build" cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt; then
   part "system tests" python3 tests/system/run.py "--$mode"
   rc=$?
   count $rc "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $1 } END { print n + 0 }' "$log")" \

@@ -8,6 +8,8 @@ use qrvsa_api::names::{FsName, check_name};
 use qrvsa_api::units::parse_bytes;
 use qrvsa_api::{DEFAULT_SOCKET, DeviceSpec, Geometry, SOCKET_ENV, SetProperty};
 
+use crate::target_args::Target;
+
 fn exit_codes() -> String {
     let lines = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code}  {meaning}"));
     format!("Exit codes:\n{}", lines.collect::<Vec<_>>().join("\n"))
@@ -67,6 +69,9 @@ pub enum Command {
     /// Volumes of a pool: disks for iSCSI targets and virtual machines.
     #[command(subcommand)]
     Volume(Volume),
+    /// iSCSI targets: block storage for other machines.
+    #[command(subcommand)]
+    Target(Target),
     /// Mount a filesystem, or show what is mounted.
     ///
     /// Returns when the mount serves. The daemon restores the mount after a restart, until it is unmounted.
