@@ -2,6 +2,8 @@
 //! while it does, and after it has failed, the medium cannot be used.
 
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,11 @@ use super::sense::{BUSY, Sense};
 use super::unit::{Shape, Unit};
 use crate::backing::Failure;
 
-/// Bytes worked on in a second: other units want to be served meanwhile.
+/// Bytes overwritten in a second at most: other units want to be served meanwhile.
 const PACE_BYTES_PER_S: u64 = 256 << 20;
+/// Overwriting a unit takes no less than this: a small one is not a reason for a burst of writes, and whoever has aborted the command
+/// in error can still see that the work goes on.
+const OVERWRITE_MIN: Duration = Duration::from_secs(6);
 
 const IDLE: u8 = 0;
 const SANITIZING: u8 = 1;
@@ -31,6 +36,9 @@ pub(crate) struct Sanitize {
     progress: AtomicU16,
     waiter: Mutex<Option<Waiter>>,
     changed: Condvar,
+    /// Tests need not wait.
+    #[cfg(test)]
+    pub(crate) hasty: AtomicBool,
 }
 
 /// The command that waits for the end of the work.
@@ -57,6 +65,14 @@ impl Sanitize {
             FORMATTING => Err(Sense::new(2, 0x04, 0x04).progress(progress)),
             _ => Err(Sense::new(3, 0x31, 0x03)),
         }
+    }
+
+    fn overwrite_min(&self) -> Duration {
+        #[cfg(test)]
+        if self.hasty.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        OVERWRITE_MIN
     }
 
     /// Lets the waiting command go, if it is of this session and has this tag (`None`: any).
@@ -120,9 +136,10 @@ enum Work {
 fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
     let size = shape.blocks() * u64::from(shape.block);
     let begun = Instant::now();
-    let pace = |done: u64| {
-        let due = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
-        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    let pace = |done: u64, all: u64| {
+        let by_rate = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
+        let by_share = unit.sanitize.overwrite_min().mul_f64(done as f64 / all.max(1) as f64);
+        std::thread::sleep(by_rate.max(by_share).saturating_sub(begun.elapsed()));
     };
     let set = |done: u64, times: u8, time: u8| {
         let all = u128::from(size.max(1)) * u128::from(times.max(1));
@@ -150,7 +167,7 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
                     shape.backing.write(at, part, false)?;
                     at += bytes;
                     set(at, *times, time);
-                    pace(size * u64::from(time) + at);
+                    pace(size * u64::from(time) + at, size * u64::from(*times));
                 }
             }
         }

@@ -48,6 +48,7 @@ fn sanitizing_goes_on_when_its_command_is_aborted() {
 #[test]
 fn sanitizing_overwrites_and_erases() {
     let world = World::new();
+    world.units.unit(1).expect("unit").sanitize.hasty.store(true, std::sync::atomic::Ordering::Relaxed);
     let nexus = world.nexus(1);
     world.good(&nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 7, 0], &[1, 0, 0, 3, 0xaa, 0xbb, 0xcc]);
     let data = world.good(&nexus, &cdb16(0x88, 0, BLOCKS - 1, 1), &[]);
