@@ -10,6 +10,7 @@
 //!  tree      copy-on-write B+tree, one kind for all metadata
 //!  record    pointers, erasure coding, checksums, the batched record reader and writer
 //!  pool      labels, uberblocks, zones, block groups, allocation, scrub, rebuild
+//!  vhdx      VHDX images: the format, and an engine that reads and writes them
 //!  device    one trait: io_uring disk or file, simulated disk
 //! ```
 //!
@@ -28,5 +29,6 @@ pub mod pool;
 pub mod record;
 pub mod tree;
 pub mod txg;
+pub mod vhdx;
 
 pub use error::{Error, ErrorKind, Result};
