@@ -2,4 +2,5 @@
 //!
 //! [`format`](mod@format) knows bytes: decoders that are total on any input, encoders, and arithmetic. It does no I/O.
 
+pub mod check;
 pub mod format;
