@@ -10,6 +10,7 @@ mod paths;
 mod progress;
 mod show;
 mod ui;
+mod vhdx;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::codes::*;
+use super::fix::Change;
 use super::metadata::Disk;
 use super::report::Severity;
 use super::source::Fields;
@@ -174,15 +175,18 @@ impl Walk<'_> {
         };
         if behind {
             self.add(&BAT_TAIL, name(), at, format!("it is {value:#x}, behind the last block of the disk"));
+            self.fix_entry(&BAT_TAIL, name(), at, 0);
             return false;
         }
         if value & 0xf_fff8 != 0 {
             self.add(&BAT_RESERVED, name(), at, format!("bits 3 to 19 of {value:#x} are not zero"));
+            self.fix_entry(&BAT_RESERVED, name(), at, value & !0xf_fff8);
         }
         let length = match (payload, state) {
             (None, 0) => 0,
             (None, FULL) if !shape.has_parent => {
                 self.add(&BAT_BITMAP_UNEXPECTED, name(), at, "a bitmap is present without a parent");
+                self.fix_entry(&BAT_BITMAP_UNEXPECTED, name(), at, 0);
                 MIB
             }
             (None, FULL) => MIB,
@@ -205,6 +209,7 @@ impl Walk<'_> {
         if length == 0 {
             if offset != 0 {
                 self.add(&BAT_OFFSET_ZERO, name(), at, format!("its state is {state}, its offset {offset:#x}"));
+                self.fix_entry(&BAT_OFFSET_ZERO, name(), at, state);
             }
             return false;
         }
@@ -238,6 +243,11 @@ impl Walk<'_> {
             self.add(&BAT_OVERLAP, name(), at, format!("its place {offset:#x} belongs to another block too"));
         }
         false
+    }
+
+    fn fix_entry(&mut self, code: &'static CodeInfo, name: String, at: u64, value: u64) {
+        let change = Change::Bytes(value.to_le_bytes().to_vec());
+        self.fix(code, name, at, change, format!("the entry is {value:#x} now"));
     }
 
     /// A partially present block needs the bitmap of its chunk. `known` remembers the last chunk and its entry.
@@ -281,6 +291,7 @@ impl Walk<'_> {
                 self.report.facts.leaked_bytes += bytes;
             }
             self.add(info, "file", end, format!("{bytes} bytes are behind the last structure"));
+            self.fix(info, "file", end, Change::Truncate(end), format!("it ends at {end:#x} now"));
         }
         // Runs of free MiBs, looked at only where the file has data.
         let mut at = 0;
@@ -299,6 +310,8 @@ impl Walk<'_> {
                 let (from, to) = ((first * MIB).max(run.start), (mib * MIB).min(until));
                 self.report.facts.leaked_bytes += to - from;
                 self.add(&SPACE_UNUSED, "file", from, format!("{} bytes belong to nothing", to - from));
+                let done = format!("{} bytes are given back", to - from);
+                self.fix(&SPACE_UNUSED, "file", from, Change::Release(from..to), done);
             }
             at = run.end.max(at + 1);
         }

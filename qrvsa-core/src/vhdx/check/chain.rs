@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::codes::*;
 use super::source::guid_text;
+use super::walk::Walk;
 use super::{Examined, FileSource, ParentName, Report, examine};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,7 +15,8 @@ const CHAIN_MAX: usize = 256;
 
 pub(super) fn check_file(path: &Path, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
     let file = open(path)?;
-    let Examined { mut report, parent, logical_sector, .. } = examine(&FileSource::new(&file)?, on_progress)?;
+    let Examined { mut report, parent, logical_sector, .. } =
+        examine(&mut Walk::new(&FileSource::new(&file)?), on_progress)?;
     let mut seen = vec![identity(&file)?];
     let (mut child, mut name, mut depth) = (path.to_owned(), parent, 0);
     while let Some(parent) = name.take() {
@@ -35,7 +37,7 @@ pub(super) fn check_file(path: &Path, on_progress: &mut dyn FnMut(u64, u64)) -> 
         }
         seen.push(id);
         // Its own faults are its own check's matter; whether it can be read is ours.
-        let examined = FileSource::new(&file).and_then(|source| examine(&source, &mut |_, _| {}));
+        let examined = FileSource::new(&file).and_then(|source| examine(&mut Walk::new(&source), &mut |_, _| {}));
         let examined = match examined {
             Ok(examined) if !examined.report.has(HEADER_NONE.code) => examined,
             Ok(_) => {

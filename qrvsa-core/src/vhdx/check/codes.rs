@@ -26,7 +26,7 @@ const PARENT: &str = "bring the right parent back, or name it with `qrvsa vhdx r
 
 macro_rules! codes {
     ($($name:ident $code:literal $severity:ident $advice:ident $meaning:literal;)*) => {
-        $(pub(super) static $name: CodeInfo =
+        $(pub(in crate::vhdx) static $name: CodeInfo =
             CodeInfo { code: $code, severity: $severity, meaning: $meaning, advice: $advice };)*
         /// All codes.
         pub static CODES: &[&CodeInfo] = &[$(&$name),*];

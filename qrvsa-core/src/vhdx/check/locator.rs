@@ -1,6 +1,7 @@
 //! The parent locator: keys and values that tell where the parent is, and which one.
 
 use super::codes::*;
+use super::fix::Change;
 use super::metadata::Disk;
 use super::source::{Fields, guid_from_text, guid_text};
 use super::walk::Walk;
@@ -41,6 +42,8 @@ impl Walk<'_> {
         }
         if bytes.u16(16) != 0 {
             self.add(&LOCATOR_RESERVED, "parent locator", at + 16, "a reserved field is not zero");
+            let zero = Change::Bytes(vec![0; 2]);
+            self.fix(&LOCATOR_RESERVED, "parent locator", at + 16, zero, "the reserved field is zero now");
         }
         let pairs = self.locator_pairs(at, bytes);
         let mut name = ParentName::default();

@@ -18,7 +18,7 @@ const MORE_DESCRIPTORS: u64 = 128;
 
 /// What replay puts over the file.
 #[derive(Default)]
-pub(super) struct Overlay {
+pub(in crate::vhdx) struct Overlay {
     /// By first byte: the end, and what is there.
     runs: BTreeMap<u64, (u64, Patch)>,
 }
@@ -56,6 +56,11 @@ impl Overlay {
             }
         }
         self.runs.insert(range.start, (range.end, patch));
+    }
+
+    /// The changed runs in order; those that are zero are marked.
+    pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
+        self.runs.iter().map(|(start, (end, patch))| (*start..*end, matches!(patch, Patch::Zero)))
     }
 
     /// Puts the changes over bytes that were read at `offset`.

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::codes::*;
+use super::fix::Change;
 use super::source::{Fields, guid_text};
 use super::walk::{METADATA_GUID, MIB, Walk, overlap};
 use crate::error::Result;
@@ -37,7 +38,7 @@ const KNOWN: [Known; 6] = [
 
 /// What the metadata says of the disk; only values that are valid.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Disk {
+pub(in crate::vhdx) struct Disk {
     pub block_bytes: Option<u32>,
     pub leave_allocated: bool,
     pub has_parent: bool,
@@ -64,6 +65,10 @@ impl Walk<'_> {
         }
         if table.u16(8) != 0 || table.bytes(12, 20).iter().any(|b| *b != 0) {
             self.add(&METADATA_RESERVED, "metadata table", region.start + 8, "reserved bytes are not zero");
+            let zeros = |from: usize, len| (region.start + from as u64, Change::Bytes(vec![0; len]));
+            for (at, change) in [zeros(8, 2), zeros(12, 20)] {
+                self.fix(&METADATA_RESERVED, "metadata table", at, change, "the reserved bytes are zero now");
+            }
         }
         let items = self.metadata_entries(&region, &table, count);
         for known in &KNOWN {
@@ -114,11 +119,16 @@ impl Walk<'_> {
             if flags & !7 != 0 || table.u32(entry + 28) != 0 {
                 let what = format!("its flags are {flags:#x}, its reserved field {:#x}", table.u32(entry + 28));
                 self.add(&METADATA_RESERVED, name.clone(), at + 24, what);
+                let flags = known.map_or(flags & 7, |known| known.flags);
+                let bytes = [flags.to_le_bytes(), [0; 4]].concat();
+                let done = "its reserved bits are zero now";
+                self.fix(&METADATA_RESERVED, name.clone(), at + 24, Change::Bytes(bytes), done);
             }
             match known {
                 Some(known) if flags & 7 != known.flags => {
                     let what = format!("its flags are {:#x}, not {:#x}", flags & 7, known.flags);
                     self.add(&METADATA_FLAGS, name.clone(), at + 24, what);
+                    self.fix_u32(&METADATA_FLAGS, name.clone(), at + 24, known.flags);
                 }
                 Some(_) => {}
                 None if flags & 4 == 4 => {
@@ -167,6 +177,7 @@ impl Walk<'_> {
                 }
                 if bits & !3 != 0 {
                     self.add(&PARAMS_RESERVED, name, at + 4, format!("the bits are {bits:#x}"));
+                    self.fix_u32(&PARAMS_RESERVED, name, at + 4, bits & 3);
                 }
                 disk.leave_allocated = bits & 1 == 1;
                 disk.has_parent = bits & 2 == 2;
@@ -196,6 +207,7 @@ impl Walk<'_> {
             },
             "physical sector size" if !matches!(bytes.u32(0), 512 | 4096) => {
                 self.add(&SECTOR_PHYSICAL, name, at, format!("it is {}", bytes.u32(0)));
+                self.fix_u32(&SECTOR_PHYSICAL, name, at, 4096);
             }
             "parent locator" => disk.locator = Some((at, bytes)),
             _ => {}

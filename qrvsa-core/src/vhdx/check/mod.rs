@@ -8,14 +8,21 @@
 mod bat;
 mod chain;
 pub mod codes;
+pub(in crate::vhdx) mod fix;
 mod locator;
-mod log;
+pub(in crate::vhdx) mod log;
 mod metadata;
 mod report;
-mod source;
+pub(in crate::vhdx) mod source;
+#[cfg(test)]
+pub(in crate::vhdx) mod testing {
+    //! Images to be broken and repaired, for tests.
+    pub use super::tests::image::{differencing, dirty, dynamic};
+    pub use super::tests::violations::VIOLATIONS;
+}
 #[cfg(test)]
 mod tests;
-mod walk;
+pub(in crate::vhdx) mod walk;
 
 use std::path::Path;
 
@@ -33,7 +40,7 @@ use walk::Walk;
 /// # Errors
 /// [`ErrorKind::Io`] when the medium cannot be read, [`ErrorKind::Invalid`] when it holds no VHDX image at all.
 pub fn check(source: &dyn Source, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
-    Ok(examine(source, on_progress)?.report)
+    Ok(examine(&mut Walk::new(source), on_progress)?.report)
 }
 
 /// Checks an image in a file and the chain of its parents.
@@ -45,15 +52,14 @@ pub fn check_file(path: &Path, on_progress: &mut dyn FnMut(u64, u64)) -> Result<
 }
 
 /// What an examination leaves besides the report.
-struct Examined {
-    report: Report,
-    parent: Option<ParentName>,
-    logical_sector: Option<u32>,
-    data_write_guid: [u8; 16],
+pub(in crate::vhdx) struct Examined {
+    pub report: Report,
+    pub parent: Option<ParentName>,
+    pub logical_sector: Option<u32>,
+    pub data_write_guid: [u8; 16],
 }
 
-fn examine(source: &dyn Source, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Examined> {
-    let mut walk = Walk::new(source);
+fn examine(walk: &mut Walk<'_>, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Examined> {
     let identified = walk.identifier()?;
     let header_seen = walk.headers()?;
     if !identified && !header_seen {
@@ -67,7 +73,7 @@ fn examine(source: &dyn Source, on_progress: &mut dyn FnMut(u64, u64)) -> Result
     walk.bat(&disk, on_progress)?;
     Ok(Examined {
         data_write_guid: walk.header.map_or([0; 16], |header| header.data_write_guid),
-        report: walk.report,
+        report: std::mem::take(&mut walk.report),
         parent,
         logical_sector: disk.logical_sector,
     })

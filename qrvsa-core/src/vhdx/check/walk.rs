@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::codes::*;
+use super::fix::{Change, Fix};
 use super::log::Overlay;
 use super::report::Report;
 use super::source::{Fields, Source, checksum, guid_text};
@@ -11,8 +12,8 @@ use crate::error::Result;
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 
-const HEADER_OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
-const REGION_OFFSETS: [u64; 2] = [192 * KIB, 256 * KIB];
+pub(in crate::vhdx) const HEADER_OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
+pub(in crate::vhdx) const REGION_OFFSETS: [u64; 2] = [192 * KIB, 256 * KIB];
 const REGION_ENTRIES_MAX: u32 = 2047;
 /// `2DC27766-F623-4200-9D64-115E9BFD4A08`
 pub(super) const BAT_GUID: [u8; 16] =
@@ -23,7 +24,7 @@ pub(super) const METADATA_GUID: [u8; 16] =
 
 /// What a valid header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(in crate::vhdx) struct Header {
     pub sequence: u64,
     pub file_write_guid: [u8; 16],
     pub data_write_guid: [u8; 16],
@@ -35,13 +36,13 @@ pub(super) struct Header {
 
 /// A region of the file with its owner.
 #[derive(Clone, Debug)]
-pub(super) struct Region {
+pub(in crate::vhdx) struct Region {
     pub guid: [u8; 16],
     pub range: Range<u64>,
 }
 
 /// A check under way.
-pub(super) struct Walk<'a> {
+pub(in crate::vhdx) struct Walk<'a> {
     source: &'a dyn Source,
     /// What the dirty log puts over the source.
     pub overlay: Overlay,
@@ -51,6 +52,9 @@ pub(super) struct Walk<'a> {
     pub header: Option<Header>,
     pub log: Option<Range<u64>>,
     pub regions: Vec<Region>,
+    pub fixes: Vec<Fix>,
+    /// Index, region and flags of each entry of the region table.
+    region_flags: Vec<(usize, [u8; 16], u32)>,
 }
 
 impl<'a> Walk<'a> {
@@ -65,6 +69,8 @@ impl<'a> Walk<'a> {
             header: None,
             log: None,
             regions: Vec::new(),
+            fixes: Vec::new(),
+            region_flags: Vec::new(),
         }
     }
 
@@ -102,6 +108,7 @@ impl<'a> Walk<'a> {
         let good = id.bytes(0, 8) == b"vhdxfile";
         if !good {
             self.add(&ID_SIGNATURE, "file type identifier", 0, "it does not begin with \"vhdxfile\"");
+            self.fix(&ID_SIGNATURE, "file type identifier", 0, Change::Identifier, "its signature is written");
         }
         let units: Vec<u16> = (0..256).map(|i| id.u16(8 + 2 * i)).take_while(|unit| *unit != 0).collect();
         if String::from_utf16(&units).is_err() {
@@ -161,6 +168,11 @@ impl<'a> Walk<'a> {
             return Ok(seen);
         };
         self.header = Some(header);
+        let faults = [&HEADER_SIGNATURE, &HEADER_CHECKSUM, &HEADER_RESERVED];
+        if let Some(code) = faults.into_iter().find(|code| self.report.has(code.code)) {
+            let done = "both headers are written anew from the current one";
+            self.fix(code, "headers", HEADER_OFFSETS[0], Change::Headers, done);
+        }
         self.header_fields(&header);
         Ok(seen)
     }
@@ -240,7 +252,37 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         self.region_entries(offset, &bytes);
+        self.fix_region_tables(bytes);
         Ok(())
+    }
+
+    /// Both tables as they should be: as the valid one, with its bits set right.
+    fn fix_region_tables(&mut self, mut bytes: Vec<u8>) {
+        let faults = [
+            &REGION_SIGNATURE,
+            &REGION_CHECKSUM,
+            &REGION_COUNT,
+            &REGION_DIFFER,
+            &REGION_RESERVED,
+            &REGION_NOT_REQUIRED,
+        ];
+        let Some(code) = faults.into_iter().find(|code| self.report.has(code.code)) else { return };
+        let mut put = |at: usize, value: u32| {
+            if let Some(field) = bytes.get_mut(at..at + 4) {
+                field.copy_from_slice(&value.to_le_bytes());
+            }
+        };
+        put(12, 0);
+        for (index, guid, flags) in &self.region_flags {
+            let needed = u32::from(*guid == BAT_GUID || *guid == METADATA_GUID);
+            put(16 + 32 * index + 28, flags & 1 | needed);
+        }
+        let sum = checksum(&bytes);
+        if let Some(field) = bytes.get_mut(4..8) {
+            field.copy_from_slice(&sum.to_le_bytes());
+        }
+        let done = "both tables are written anew from the valid one";
+        self.fix(code, "region tables", REGION_OFFSETS[0], Change::RegionTables(bytes), done);
     }
 
     fn region_entries(&mut self, table: u64, bytes: &[u8]) {
@@ -252,6 +294,7 @@ impl<'a> Walk<'a> {
             let (entry, at) = (16 + 32 * index, table + 16 + 32 * index as u64);
             let (guid, offset, length) = (bytes.guid(entry), bytes.u64(entry + 16), u64::from(bytes.u32(entry + 24)));
             let flags = bytes.u32(entry + 28);
+            self.region_flags.push((index, guid, flags));
             let name = format!("region entry {index} ({})", region_name(&guid));
             if seen.contains(&guid) {
                 self.add(&REGION_DUPLICATE, name.clone(), at, "this region is listed before");

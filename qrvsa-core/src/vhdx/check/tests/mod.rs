@@ -1,7 +1,7 @@
 //! Sound images are clean; each deliberate violation is found, under its code and no other; random damage is survived.
 
-mod image;
-mod violations;
+pub(in crate::vhdx) mod image;
+pub(in crate::vhdx) mod violations;
 
 use std::collections::BTreeSet;
 use std::path::Path;
