@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(broken(&|b| b[0] ^= 1).kind(), ErrorKind::Unsupported);
         assert!(broken(&|b| b[18] = 200).to_string().contains("do not fit"));
         assert!(broken(&|b| b[23] = 255).to_string().contains("entry 0"));
-        assert!(broken(&|b| b.truncate(60)).to_string().contains("UTF-16"));
+        assert!(broken(&|b| b.truncate(80)).to_string().contains("UTF-16"));
         let none = ParentLocator { entries: BTreeMap::new(), linkage: Guid::NIL };
         let error = RawLocator::decode(&none.encode()).validate().unwrap_err();
         assert!(error.to_string().contains("no parent_linkage"), "{error}");
