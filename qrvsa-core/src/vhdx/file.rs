@@ -56,6 +56,10 @@ pub trait ImageFile: Send + Sync {
     #[allow(clippy::missing_errors_doc, reason = "see length")]
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
 
+    /// The first offset from `offset` on, at most the length, where a hole begins.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn next_hole(&self, offset: u64) -> io::Result<u64>;
+
     /// Identity of the file, to find loops: device and inode.
     fn identity(&self) -> (u64, u64);
 }
@@ -135,6 +139,13 @@ impl HostFile {
                 other => return other,
             }
         }
+    }
+
+    fn seek(&self, offset: u64, what: libc::c_int) -> nix::Result<u64> {
+        let from = libc::off_t::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        // SAFETY: lseek takes no memory; nobody depends on the position of this file.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), from, what) };
+        u64::try_from(found).map_err(|_| Errno::last())
     }
 
     fn write_zeros(&self, mut offset: u64, length: u64) -> io::Result<()> {
@@ -253,17 +264,17 @@ impl ImageFile for HostFile {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        let Ok(from) = libc::off_t::try_from(offset) else { return Ok(None) };
-        // SAFETY: lseek takes no memory; nobody depends on the position of this file.
-        let found = unsafe { libc::lseek(self.file.as_raw_fd(), from, libc::SEEK_DATA) };
-        match u64::try_from(found) {
+        match self.seek(offset, libc::SEEK_DATA) {
             Ok(found) => Ok(Some(found.max(offset))),
-            Err(_) => match io::Error::last_os_error() {
-                e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                // A filesystem without holes: everything may be data.
-                _ => Ok((offset < self.length()?).then_some(offset)),
-            },
+            Err(Errno::ENXIO) => Ok(None),
+            // A filesystem without holes: everything may be data.
+            Err(_) => Ok((offset < self.length()?).then_some(offset)),
         }
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        let length = self.length()?;
+        Ok(self.seek(offset, libc::SEEK_HOLE).unwrap_or(length).min(length).max(offset))
     }
 
     fn identity(&self) -> (u64, u64) {

@@ -4,20 +4,22 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::super::{HostFile, ImageFile};
 use super::codes::*;
 use super::source::guid_text;
 use super::walk::Walk;
-use super::{Examined, FileSource, ParentName, Report, examine};
+use super::{Examined, FileSource, ImageSource, ParentName, Report, examine};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longer chains are taken for a fault.
 const CHAIN_MAX: usize = 256;
 
 pub(super) fn check_file(path: &Path, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
-    let file = open(path)?;
+    // Locked, so that nobody changes it meanwhile.
+    let file = HostFile::open(path, false)?;
     let Examined { mut report, parent, logical_sector, .. } =
-        examine(&mut Walk::new(&FileSource::new(&file)?), on_progress)?;
-    let mut seen = vec![identity(&file)?];
+        examine(&mut Walk::new(&ImageSource(&file)), on_progress)?;
+    let mut seen = vec![file.identity()];
     let (mut child, mut name, mut depth) = (path.to_owned(), parent, 0);
     while let Some(parent) = name.take() {
         depth += 1;
@@ -63,14 +65,6 @@ pub(super) fn check_file(path: &Path, on_progress: &mut dyn FnMut(u64, u64)) -> 
         (child, name) = (found, examined.parent);
     }
     Ok(report)
-}
-
-fn open(path: &Path) -> Result<File> {
-    let kind = |e: &std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-        _ => ErrorKind::Io,
-    };
-    File::open(path).map_err(|e| Error::new(kind(&e), format!("cannot open {}", path.display())).with_source(e))
 }
 
 fn identity(file: &File) -> Result<(u64, u64)> {

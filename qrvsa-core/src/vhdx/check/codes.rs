@@ -74,7 +74,7 @@ codes! {
     LOG_ENTRY_TAIL "log-entry-tail" Error WRITER "the tail of a log entry is not aligned or lies outside the log";
     LOG_ENTRY_SEQUENCE "log-entry-sequence" Error WRITER "the sequence number of a log entry is 0";
     LOG_ENTRY_RESERVED "log-entry-reserved" Error WRITER "reserved bytes of a log entry are not zero";
-    LOG_ENTRY_OFFSETS "log-entry-offsets" Error WRITER "FlushedFileOffset or LastFileOffset of a log entry is 0 or no multiple of 1 MiB";
+    LOG_ENTRY_OFFSETS "log-entry-offsets" Remark NOTHING "FlushedFileOffset or LastFileOffset of a log entry is 0 or no multiple of 1 MiB";
     LOG_DESCRIPTOR "log-descriptor" Error WRITER "a log descriptor is neither \"zero\" nor \"desc\"";
     LOG_DESCRIPTOR_SEQUENCE "log-descriptor-sequence" Error WRITER "the sequence number of a log descriptor is not that of its entry";
     LOG_DESCRIPTOR_OFFSET "log-descriptor-offset" Error WRITER "the target of a log descriptor is not aligned to 4 KiB, or overflows";

@@ -29,7 +29,7 @@ use std::path::Path;
 pub use codes::{CODES, CodeInfo};
 pub use locator::ParentName;
 pub use report::{Facts, Finding, Report, Severity};
-pub use source::{FileSource, Source};
+pub use source::{FileSource, ImageSource, Source};
 
 use crate::error::{Error, ErrorKind, Result};
 use walk::Walk;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::super::ImageFile;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that can be read at any place.
@@ -59,6 +60,12 @@ impl<'a> FileSource<'a> {
         let len = file.metadata().map_err(io)?.len();
         Ok(FileSource { file, len })
     }
+
+    /// The first `len` bytes of `file`, which may be a block device.
+    #[must_use]
+    pub fn with_length(file: &'a File, len: u64) -> FileSource<'a> {
+        FileSource { file, len }
+    }
 }
 
 impl Source for FileSource<'_> {
@@ -100,6 +107,28 @@ impl Source for FileSource<'_> {
         let Ok(end) = lseek(self.file, start, Whence::SeekHole) else { return everything };
         let (start, end) = (u64::try_from(start).unwrap_or(offset), u64::try_from(end).unwrap_or(self.len));
         Some(start..end.min(self.len)).filter(|run| run.start < run.end)
+    }
+}
+
+/// A file of an image, which may be simulated.
+pub struct ImageSource<'a>(pub &'a dyn ImageFile);
+
+impl Source for ImageSource<'_> {
+    fn len(&self) -> u64 {
+        self.0.length().unwrap_or(0)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0
+            .read_at(buf, offset)
+            .map_err(|e| Error::new(ErrorKind::Io, format!("{}: cannot read", self.0.path().display())).with_source(e))
+    }
+
+    fn next_data(&self, offset: u64) -> Option<Range<u64>> {
+        let len = self.len();
+        let start = self.0.next_data(offset).unwrap_or((offset < len).then_some(offset))?;
+        let end = self.0.next_hole(start).unwrap_or(len).min(len);
+        Some(start..end).filter(|run| run.start < run.end)
     }
 }
 

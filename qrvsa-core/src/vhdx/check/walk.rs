@@ -16,10 +16,10 @@ pub(in crate::vhdx) const HEADER_OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
 pub(in crate::vhdx) const REGION_OFFSETS: [u64; 2] = [192 * KIB, 256 * KIB];
 const REGION_ENTRIES_MAX: u32 = 2047;
 /// `2DC27766-F623-4200-9D64-115E9BFD4A08`
-pub(super) const BAT_GUID: [u8; 16] =
+pub(in crate::vhdx) const BAT_GUID: [u8; 16] =
     [0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0x00, 0x42, 0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08];
 /// `8B7CA206-4790-4B9A-B8FE-575F050F886E`
-pub(super) const METADATA_GUID: [u8; 16] =
+pub(in crate::vhdx) const METADATA_GUID: [u8; 16] =
     [0x06, 0xa2, 0x7c, 0x8b, 0x90, 0x47, 0x9a, 0x4b, 0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e];
 
 /// What a valid header says.

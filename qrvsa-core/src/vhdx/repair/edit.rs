@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::super::ImageFile;
 use super::super::check::fix::{Change, Diagnosis, Fix};
 use super::super::check::walk::{HEADER_OFFSETS, REGION_OFFSETS};
-use super::super::file::ImageFile;
 use super::super::format::log::{Change as LogChange, Entry, EntryHeader, SECTOR};
 use super::super::format::{Guid, Header, MIB, SIGNATURE};
 use super::io_error;
@@ -14,6 +14,29 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Sectors in one log entry, so that it fits into the smallest log.
 const BATCH: usize = 120;
+
+/// Whole sectors by file offset.
+pub(in crate::vhdx) type Sectors = BTreeMap<u64, Box<[u8; SECTOR]>>;
+
+/// Puts bytes over the sectors that hold them.
+pub(in crate::vhdx) fn stage(file: &dyn ImageFile, sectors: &mut Sectors, offset: u64, bytes: &[u8]) -> Result<()> {
+    for (i, byte) in bytes.iter().enumerate() {
+        let at = offset.saturating_add(i as u64);
+        let start = at - at % SECTOR as u64;
+        let sector = match sectors.entry(start) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let mut sector = Box::new([0; SECTOR]);
+                file.read_at(&mut *sector, start).map_err(|e| io_error(file, "cannot read", e))?;
+                entry.insert(sector)
+            }
+        };
+        if let Some(to) = usize::try_from(at - start).ok().and_then(|i| sector.get_mut(i)) {
+            *to = *byte;
+        }
+    }
+    Ok(())
+}
 
 /// An image under repair.
 pub(super) struct Edit<'a> {
@@ -86,7 +109,7 @@ impl<'a> Edit<'a> {
         if self.file.length().map_err(io)? < self.len {
             self.file.set_length(self.len).map_err(io)?;
         }
-        let source = super::ImageSource(self.file);
+        let source = super::super::check::ImageSource(self.file);
         for (range, zero) in found.overlay.runs() {
             let end = range.end.min(self.len);
             if zero {
@@ -105,17 +128,17 @@ impl<'a> Edit<'a> {
 
     /// Makes fixes; the log is empty.
     pub fn apply(&mut self, fixes: &[Fix]) -> Result<()> {
-        let mut sectors: BTreeMap<u64, Box<[u8; SECTOR]>> = BTreeMap::new();
+        let mut sectors = Sectors::new();
         let mut space = Vec::new();
         let mut identifier = false;
         for fix in fixes {
             match &fix.change {
                 Change::Identifier => identifier = true,
                 Change::Headers => {}
-                Change::Bytes(bytes) => self.stage(&mut sectors, fix.offset, bytes)?,
+                Change::Bytes(bytes) => stage(self.file, &mut sectors, fix.offset, bytes)?,
                 Change::RegionTables(bytes) => {
                     for offset in REGION_OFFSETS {
-                        self.stage(&mut sectors, offset, bytes)?;
+                        stage(self.file, &mut sectors, offset, bytes)?;
                     }
                 }
                 Change::Release(range) => space.push(range.clone()),
@@ -132,8 +155,7 @@ impl<'a> Edit<'a> {
                 changes.push(LogChange::Data { offset, sector });
             }
         }
-        self.header.file_write_guid = self.new_guid();
-        self.headers(Guid::default())?;
+        self.begin()?;
         if identifier {
             self.write(SIGNATURE, 0)?;
             self.flush()?;
@@ -152,28 +174,20 @@ impl<'a> Edit<'a> {
         self.flush()
     }
 
-    /// Puts bytes over the sectors that hold them.
-    fn stage(&self, sectors: &mut BTreeMap<u64, Box<[u8; SECTOR]>>, offset: u64, bytes: &[u8]) -> Result<()> {
-        for (i, byte) in bytes.iter().enumerate() {
-            let at = offset.saturating_add(i as u64);
-            let start = at - at % SECTOR as u64;
-            let sector = match sectors.entry(start) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    let mut sector = Box::new([0; SECTOR]);
-                    self.file.read_at(&mut *sector, start).map_err(|e| io_error(self.file, "cannot read", e))?;
-                    entry.insert(sector)
-                }
-            };
-            if let Some(to) = usize::try_from(at - start).ok().and_then(|i| sector.get_mut(i)) {
-                *to = *byte;
-            }
-        }
-        Ok(())
+    /// Says in the headers that the file changes.
+    pub fn begin(&mut self) -> Result<()> {
+        self.header.file_write_guid = self.new_guid();
+        self.headers(Guid::default())
+    }
+
+    /// Says in the headers that the file and the disk change.
+    pub fn begin_contents(&mut self) -> Result<()> {
+        self.header.data_write_guid = self.new_guid();
+        self.begin()
     }
 
     /// Changes through the log: the entry, the header that makes it count, the changes in place, the header without it.
-    fn logged(&mut self, changes: &[LogChange]) -> Result<()> {
+    pub fn logged(&mut self, changes: &[LogChange]) -> Result<()> {
         let length = self.file.length().map_err(|e| io_error(self.file, "cannot tell the length", e))?;
         let log_guid = self.new_guid();
         // FileOffsets count in whole MiB.

@@ -6,17 +6,19 @@
 //! more: a damaged entry might have pointed there.
 
 mod edit;
+mod reparent;
 #[cfg(test)]
 mod tests;
 
+use super::ImageFile;
 use super::check::codes::{self, CodeInfo};
 use super::check::fix::{Change, Diagnosis, Fix, diagnose};
-use super::check::source::Source;
-use super::check::{Report, Severity};
-use super::file::ImageFile;
+use super::check::{ImageSource, Report, Severity};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use edit::Edit;
+pub use reparent::{Reparented, reparent};
+
+use edit::{Edit, Sectors, stage};
 
 /// Rounds of checking and fixing: one fix may uncover the next.
 const ROUNDS_MAX: u32 = 8;
@@ -59,27 +61,6 @@ pub struct Repaired {
     pub actions: Vec<Action>,
     /// The check after; in a dry run, that before.
     pub after: Report,
-}
-
-/// A file as a check reads it.
-pub struct ImageSource<'a>(pub &'a dyn ImageFile);
-
-impl Source for ImageSource<'_> {
-    fn len(&self) -> u64 {
-        self.0.length().unwrap_or(0)
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_at(buf, offset).map_err(|e| io_error(self.0, "cannot read", e))
-    }
-
-    fn next_data(&self, offset: u64) -> Option<std::ops::Range<u64>> {
-        let len = self.len();
-        let start = self.0.next_data(offset).unwrap_or(Some(offset))?;
-        // The end of a run is not asked for: a piece of 1 MiB is as good.
-        let end = (start - start % (1 << 20)).saturating_add(1 << 20).min(len);
-        Some(start..end).filter(|run| run.start < run.end)
-    }
 }
 
 fn io_error(file: &dyn ImageFile, what: &str, e: std::io::Error) -> Error {
@@ -133,6 +114,15 @@ pub fn repair(
     }
     let after = diagnose(&ImageSource(file), on_progress)?.examined.report;
     Ok(Repaired { before: before.unwrap_or_else(|| after.clone()), actions, after })
+}
+
+/// The sectors of a file with bytes written over them.
+pub(super) fn sectors_of(file: &dyn ImageFile, writes: &[(u64, Vec<u8>)]) -> Result<Sectors> {
+    let mut sectors = Sectors::new();
+    for (offset, bytes) in writes {
+        stage(file, &mut sectors, *offset, bytes)?;
+    }
+    Ok(sectors)
 }
 
 fn blocked(report: &Report) -> bool {

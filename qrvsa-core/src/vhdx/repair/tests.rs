@@ -7,7 +7,7 @@ use std::path::Path;
 use parking_lot::Mutex;
 
 use super::super::check::testing::{VIOLATIONS, differencing, dirty, dynamic};
-use super::super::check::{check, codes::CODES};
+use super::super::check::{Source, check, codes::CODES};
 use super::*;
 use crate::env::Environment;
 
@@ -78,6 +78,10 @@ impl ImageFile for Memory {
         let bytes = self.bytes.lock();
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         Ok(rest.iter().position(|b| *b != 0).map(|at| offset + at as u64))
+    }
+
+    fn next_hole(&self, _offset: u64) -> io::Result<u64> {
+        self.length()
     }
 
     fn identity(&self) -> (u64, u64) {

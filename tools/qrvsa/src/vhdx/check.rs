@@ -6,8 +6,8 @@ use qrvsa_api::ApiError;
 use qrvsa_core::ErrorKind;
 use qrvsa_core::device::size::format_size;
 use qrvsa_core::env::Environment;
+use qrvsa_core::vhdx::HostFile;
 use qrvsa_core::vhdx::check::{Finding, Report, Severity, check_file};
-use qrvsa_core::vhdx::file::HostFile;
 use qrvsa_core::vhdx::repair::{Action, repair as repair_file};
 use serde_json::{Value, json};
 
