@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::file::ImageFile;
 use super::format::log::Change;
 use super::format::{BatEntry, BatSlot, BitmapState, Guid, MIB, PayloadState};
 use super::image::{Image, Shape};

@@ -70,6 +70,12 @@ pub struct Image {
     pub(super) commits_done: AtomicU64,
 }
 
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Image({})", self.file.path().display())
+    }
+}
+
 impl Image {
     /// What the metadata says of the disk.
     pub fn disk(&self) -> DiskParameters {
@@ -160,7 +166,12 @@ impl Image {
 
     /// The entry of a payload block.
     pub(super) fn entry(&self, shape: &Shape, block: u64) -> Result<BatEntry> {
-        shape.table.word(&*self.file, shape.layout.payload_index(block)).map(BatEntry)
+        let entry = BatEntry(shape.table.word(&*self.file, shape.layout.payload_index(block))?);
+        if entry.payload_state() == PayloadState::PartiallyPresent && !shape.layout.differencing {
+            let path = self.file.path().display();
+            crate::fail!(Corrupt, "{path}: block {block} is partially present, but there is no parent; see its check");
+        }
+        Ok(entry)
     }
 
     /// Where a block with space lies in the file.

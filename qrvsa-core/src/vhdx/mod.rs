@@ -26,6 +26,8 @@ mod replay;
 mod resize;
 mod space;
 mod status;
+#[cfg(test)]
+mod tests;
 mod trim;
 mod write;
 

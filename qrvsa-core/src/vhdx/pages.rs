@@ -157,23 +157,30 @@ fn split(index: u64) -> (usize, usize) {
 /// Pages of sector bitmaps, by file offset.
 #[derive(Default)]
 pub struct BitmapPages {
-    state: Mutex<(HashMap<u64, Arc<Page>>, VecDeque<u64>)>,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    pages: HashMap<u64, Arc<Page>>,
+    /// Oldest first.
+    order: VecDeque<u64>,
 }
 
 impl BitmapPages {
     /// Forgets pages of a run of the file that is about to hold something else. None of them is dirty.
     pub fn forget(&self, offset: u64, length: u64) {
-        let mut state = self.state.lock();
+        let mut loaded = self.loaded.lock();
         let gone = |at: &u64| (offset..offset + length).contains(at);
-        state.0.retain(|at, _| !gone(at));
-        state.1.retain(|at| !gone(at));
+        loaded.pages.retain(|at, _| !gone(at));
+        loaded.order.retain(|at| !gone(at));
     }
 
     /// The page at a file offset; pinned, if wanted.
     #[allow(clippy::missing_errors_doc, reason = "see word")]
     pub fn page(&self, file: &dyn ImageFile, offset: u64, pin: bool) -> Result<Arc<Page>> {
-        let mut state = self.state.lock();
-        let (pages, order) = &mut *state;
+        let mut loaded = self.loaded.lock();
+        let Loaded { pages, order } = &mut *loaded;
         let page = match pages.get(&offset) {
             Some(page) => page.clone(),
             None => {

@@ -156,7 +156,7 @@ fn newest_sequence(found: &BTreeMap<u32, Found>) -> Option<(u32, EntryHeader)> {
                 None => break at,
             }
         };
-        run.into_iter().for_each(|at| drop(ends.insert(at, end)));
+        ends.extend(run.into_iter().map(|at| (at, end)));
     }
     let counts = |at: &u32, f: &Found| ends.get(at) == Some(at) && ends.get(&f.header.tail) == Some(at);
     let newest = found.iter().filter(|(at, f)| counts(at, f)).max_by_key(|(_, f)| f.header.sequence)?;

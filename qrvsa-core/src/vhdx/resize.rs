@@ -92,9 +92,10 @@ impl Image {
         let layout = BatLayout::new(&new);
         let mut regions = shape.regions.clone();
         let mut changes = vec![self.size_change(shape, new.disk_size)?];
-        let growing = new.disk_size > shape.disk.disk_size;
-        if growing {
+        if new.disk_size > shape.disk.disk_size {
             self.clear_behind_end(shape)?;
+            let within = shape.regions.bat.length / 8;
+            self.clear_entries(shape, layout.entries().min(u64::from(within)))?;
         }
         let moved = layout.bytes() > u64::from(regions.bat.length);
         if moved {
@@ -103,10 +104,6 @@ impl Image {
             for offset in REGION_TABLE_OFFSETS {
                 changes.extend(self.changed_sectors(offset, &table)?);
             }
-        } else {
-            self.clear_entries(shape, &layout)?;
-        }
-        if moved {
             let old = shape.regions.bat;
             let mut space = self.space.lock();
             space.freed.push((old.offset, u64::from(old.length)));
@@ -169,13 +166,20 @@ impl Image {
     }
 
     /// Entries that the table of a larger disk has more must be zero.
-    fn clear_entries(&self, shape: &Shape, layout: &BatLayout) -> Result<()> {
-        let (from, to) = (shape.layout.bytes(), layout.bytes());
-        if to > from {
-            let offset = shape.table.offset + from;
-            self.file.zero(offset, to - from, true).map_err(self.failed("cannot write"))?;
+    fn clear_entries(&self, shape: &Shape, entries: u64) -> Result<()> {
+        let old = &shape.layout;
+        let clear = |from: u64, to: u64| {
+            if to <= from {
+                return Ok(());
+            }
+            self.file.zero(shape.table.offset + from * 8, (to - from) * 8, true).map_err(self.failed("cannot write"))
+        };
+        if old.differencing && old.payload_blocks > 0 {
+            // The unused entries of the last chunk.
+            let last = old.chunk_of(old.payload_blocks - 1);
+            clear(old.payload_index(old.payload_blocks - 1) + 1, old.bitmap_index(last))?;
         }
-        Ok(())
+        clear(old.entries(), entries)
     }
 
     /// Copies the table to a place where the larger one fits.

@@ -38,7 +38,7 @@ pub(super) struct Allocation {
     pub freed_bytes: u64,
     /// Monotonic time at which the oldest dirty page became so.
     pub dirty_since_ns: Option<u64>,
-    /// Pieces of the table that have space in the filesystem.
+    /// File offsets of the pieces of the table that have space in the filesystem.
     reserved: HashSet<u64>,
 }
 
@@ -189,16 +189,15 @@ impl Image {
 
     /// Takes space from the filesystem for the place where the entry stands, so that the commit cannot fail for want of it.
     fn reserve_table(&self, shape: &Shape, space: &mut Allocation, index: u64) -> Result<()> {
-        let piece = index * 8 / RESERVE_BYTES;
-        if space.reserved.contains(&piece) {
+        let offset = shape.table.offset + index * 8 / RESERVE_BYTES * RESERVE_BYTES;
+        if space.reserved.contains(&offset) {
             return Ok(());
         }
-        let offset = shape.table.offset + piece * RESERVE_BYTES;
         self.file.reserve(offset, RESERVE_BYTES).map_err(self.failed("cannot grow"))?;
         if space.reserved.len() > 1 << 16 {
             space.reserved.clear();
         }
-        space.reserved.insert(piece);
+        space.reserved.insert(offset);
         Ok(())
     }
 
