@@ -10,6 +10,7 @@ mod commit;
 mod compact;
 mod convert;
 mod create;
+mod device;
 mod file;
 pub mod format;
 mod gate;
@@ -36,6 +37,7 @@ pub use convert::{ConvertSource, ConvertTarget, Converted, convert};
 pub use create::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
 };
+pub use device::{VhdxDevice, is_vhdx, open_any, open_device};
 pub use file::{HostFile, ImageFile, io_error};
 pub use image::Image;
 pub use map::MapExtent;
