@@ -208,12 +208,13 @@ def test_chains_against_a_model(t):
         for _ in range(t.random.randint(1, 20)):
             writer.random_step(t.random)
         if t.random.random() < 0.4:
-            writer.resize(t.random.randrange(8 * MIB, 32 * MIB, 512))
+            # 7zz refuses disks with an odd number of sectors, whoever made them
+            writer.resize(t.random.randrange(8 * MIB, 32 * MIB, 1024))
             writer.random_step(t.random)
         writer.close()
         parents = chain[-2::-1]
         is_clean(t, image, qemu=not parents)
-        # libvhdi refuses chains whose disks have several sizes, and reads zero blocks of a child as the parent's
+        # libvhdi reads zero blocks of a child as the parent's, and takes the start of the file for a bitmap where there is none
         reads_as(t, image, model, qemu=not parents, pyvhdi=not parents)
         choice = t.random.random()
         if choice < 0.5 or len(chain) == 1:
@@ -327,11 +328,11 @@ def test_kill_9_of_a_merge(t):
 @options(seconds=240)
 def test_convert(t):
     """raw, fixed and dynamic, from each to each; sparse stays sparse; an empty disk of 256 GB takes no time and no space."""
-    raw, model = t.path("disk.raw"), bytearray(20 * MIB + 100)
+    raw, model = t.path("disk.raw"), bytearray(20 * MIB + 600)
     with open(raw, "wb") as f:
         f.truncate(len(model))
         for start in (0, 3 * MIB + 5000, 20 * MIB):
-            data = t.random.randbytes(70 * KIB if start < 20 * MIB else 100)
+            data = t.random.randbytes(70 * KIB if start < 20 * MIB else 600)
             f.seek(start)
             f.write(data)
             model[start:start + len(data)] = data
@@ -437,7 +438,7 @@ def test_parents(t):
     writer.close()
     answer("create", child, "--parent", base)
     same((answer("info", child)["type"], len(answer("info", child)["parents"])), ("differencing", 1), "info")
-    reads_as(t, child, model, parents=[base], qemu=False)
+    reads_as(t, child, model, qemu=False, pyvhdi=False)
     writer = Writer(t, child, model)
     writer.write(512, 512, 7)
     writer.write(5 * MIB, 4096, 9)
@@ -451,6 +452,13 @@ def test_parents(t):
     os.rename(base, moved)
     refused("parent", "info", child, code=6)
     same([f["code"] for f in answer("check", child, codes=(1,))["findings"]], ["parent-missing"], "check")
+    answer("reparent", child, moved)
+    same(answer("check", child)["findings"], [], "our check")
+    same(sha_of_command([binary("qrvsa"), "vhdx", "read", child, "0", str(len(model))]), sha(model), "our reading")
+    # 7zz looks for parents in the child's directory only
+    beside = t.path("beside.vhdx")
+    os.rename(moved, beside)
+    moved = beside
     answer("reparent", child, moved)
     is_clean(t, child, qemu=False)
     reads_as(t, child, model, parents=[moved], qemu=False)

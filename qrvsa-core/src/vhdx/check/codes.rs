@@ -132,7 +132,7 @@ codes! {
     BAT_BITMAP_STATE "bat-bitmap-state" Error COPY "the state of a bitmap block is neither 0 nor 6";
     BAT_BITMAP_UNEXPECTED "bat-bitmap-unexpected" Error REPAIR "there is a bitmap block, but the image has no parent";
     BAT_BITMAP_MISSING "bat-bitmap-missing" Error COPY "a block is partially present, but its bitmap is not there";
-    BAT_TAIL "bat-tail" Error REPAIR "a BAT entry behind the end of the disk is in use";
+    BAT_TAIL "bat-tail" Error REPAIR "a BAT entry behind the end of the disk has space";
     SPACE_UNUSED "space-unused" Leak REPAIR "space inside the file is used by nothing, and is no hole";
     SPACE_TRAILING_HOLE "space-trailing-hole" Remark REPAIR "the file goes on with a hole behind its last structure, as images made by QEMU do";
     SPACE_TRAILING "space-trailing" Leak REPAIR "the file goes on behind its last structure";

@@ -22,6 +22,16 @@ impl Memory {
         Memory { bytes: Mutex::new(bytes), left: Mutex::new(writes) }
     }
 
+    /// The first place from `offset` on in a page of 4 KiB that is zero, or is not.
+    fn next_page(&self, offset: u64, zero: bool) -> Option<u64> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let bytes = self.bytes.lock();
+        let first = offset / 4096;
+        let pages = bytes.chunks(4096).enumerate().skip(first as usize);
+        let mut found = pages.filter(|(_, page)| (**page == ZEROS[..page.len()]) == zero);
+        found.next().map(|(number, _)| (number as u64 * 4096).max(offset))
+    }
+
     fn spend(&self) -> io::Result<()> {
         let mut left = self.left.lock();
         *left = left.checked_sub(1).ok_or_else(|| io::Error::other("power failure"))?;
@@ -74,14 +84,11 @@ impl ImageFile for Memory {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        // Holes: whole pieces of 4 KiB that are zero.
-        let bytes = self.bytes.lock();
-        let rest = bytes.get(offset as usize..).unwrap_or_default();
-        Ok(rest.iter().position(|b| *b != 0).map(|at| offset + at as u64))
+        Ok(self.next_page(offset, false))
     }
 
-    fn next_hole(&self, _offset: u64) -> io::Result<u64> {
-        self.length()
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        Ok(self.next_page(offset, true).unwrap_or(self.length()?))
     }
 
     fn identity(&self) -> (u64, u64) {

@@ -27,6 +27,7 @@ pub fn check(path: &Path, json: bool) -> Result<u8, ApiError> {
     drop(bar);
     let report = match result {
         Ok(report) => report,
+        Err(e) if e.kind() == ErrorKind::Busy => return Err(failed(&e)),
         Err(e) => return Ok(unreadable(path, &e, json)),
     };
     if json {
