@@ -28,7 +28,7 @@ impl Memory {
         let bytes = self.bytes.lock();
         let first = offset / 4096;
         let pages = bytes.chunks(4096).enumerate().skip(first as usize);
-        let mut found = pages.filter(|(_, page)| (**page == ZEROS[..page.len()]) == zero);
+        let mut found = pages.filter(|(_, page)| ZEROS.starts_with(page) == zero);
         found.next().map(|(number, _)| (number as u64 * 4096).max(offset))
     }
 
