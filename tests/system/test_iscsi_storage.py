@@ -229,3 +229,28 @@ def test_a_lun_waits_for_its_pool(t):
     initiator = target.initiator().settle(lun)
     same(initiator.read(lun, 9, 8), data, "what was written before")
     initiator.close()
+
+
+#: Reads the second sector through the BIOS, prints it up to its NUL on QEMU's debug console, and ends QEMU with status 1.
+BOOT_SECTOR = bytes.fromhex("31c0 8ed8 8ec0 b80102 bb007e b90200 30f6 cd13 be007e bae900 ac 84c0 7403 ee ebf8 b000 baf400 ee f4 ebfd")
+
+
+@options(seconds=120)
+def test_qemu_boots_from_a_lun(t):
+    """QEMU boots a guest from a LUN on a volume through libiscsi: the boot code runs, and reads the disk by itself."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/boot", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/boot")
+    initiator = target.initiator().settle(lun)
+    word = b"booted %08x" % t.random.getrandbits(32)
+    initiator.write(lun, 0, BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + word.ljust(512, b"\0"), fua=True)
+    initiator.close()
+    said = t.path("said")
+    result = run(["qemu-system-x86_64", "-M", "pc", "-accel", "tcg", "-m", "64", "-nodefaults", "-no-user-config", "-display", "none",
+                  "-drive", "file=%s,format=raw,if=ide" % target.url(lun), "-debugcon", "file:" + said,
+                  "-device", "isa-debug-exit,iobase=0xf4"], timeout=100, ok=False)
+    with open(said, "rb") as f:
+        same(f.read(), word, "what the guest printed (QEMU: exit %s, %s)" % (result.rc, result.err[-300:]))
+    same(result.rc, 1, "exit status of QEMU")
