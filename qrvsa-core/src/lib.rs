@@ -3,6 +3,7 @@
 //! The modules are the layers of the architecture picture in `docs/architecture.md`; imports run downwards only:
 //!
 //! ```text
+//!  volume    block volumes: one object each
 //!  fs        POSIX objects: inodes, directories, xattrs
 //!  object    file and volume contents: dirty data, holes, extents, read path
 //!  dataset   a named tree of keys and values, seen through the open and the syncing transaction group
@@ -10,6 +11,7 @@
 //!  tree      copy-on-write B+tree, one kind for all metadata
 //!  record    pointers, erasure coding, checksums, the batched record reader and writer
 //!  pool      labels, uberblocks, zones, block groups, allocation, scrub, rebuild
+//!  vhdx      VHDX images: the format, and an engine that reads and writes them
 //!  device    one trait: io_uring disk or file, simulated disk
 //! ```
 //!
@@ -28,5 +30,8 @@ pub mod pool;
 pub mod record;
 pub mod tree;
 pub mod txg;
+pub mod vhdx;
+pub mod volume;
+pub mod waits;
 
 pub use error::{Error, ErrorKind, Result};

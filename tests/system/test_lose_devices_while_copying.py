@@ -32,7 +32,7 @@ def test_lose_two_then_two_others(t):
     for i in range(10):
         trees.random_file(os.path.join(source, "big%d" % i), big // 10, t.seed + i)
     trees.make(os.path.join(source, "small"), files=300, seed=t.seed)
-    wanted = trees.describe(source)
+    wanted = trees.describe(source, links_inside=True)
     size = trees.totals(wanted)[1]
 
     device_size = big * 2

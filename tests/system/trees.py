@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import stat
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from lib import Failure
@@ -35,8 +36,9 @@ def xattrs(path):
     return tuple(sorted((n, os.getxattr(path, n, follow_symlinks=False)) for n in names))
 
 
-def describe(top, times=True, content=True):
-    """path -> description, for everything below (and with) a directory."""
+def describe(top, times=True, content=True, links_inside=False):
+    """path -> description, for everything below (and with) a directory. `links_inside`: counts only the names that lie in the tree,
+    as its copy will have them; a tree of the host may have links from elsewhere."""
     found, first = {}, {}
     jobs = []
     with ThreadPoolExecutor(2) as pool:
@@ -64,6 +66,11 @@ def describe(top, times=True, content=True):
                 found[rel] = entry
         for entry, job in jobs:
             entry["sha256"] = job.result()
+    if links_inside:
+        names = Counter(entry["same as"] for entry in found.values() if "same as" in entry)
+        for entry in found.values():
+            if "same as" in entry:
+                entry["nlink"] = names[entry["same as"]]
     return found
 
 

@@ -5,6 +5,12 @@ set -u
 missing=()
 # need PROGRAM PACKAGE: by the program, so that one from elsewhere counts
 need() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null || missing+=("$2"); }
+# qemu-img with its iSCSI driver. Both are installed in the driver's version: apt would remove a newer qemu-img from elsewhere.
+need_qemu() {
+  PATH=$PATH:/usr/sbin:/sbin command -v qemu-img > /dev/null && compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null && return
+  qemu=missing
+}
+qemu=
 for group in "$@"; do
   case $group in
     build)
@@ -33,12 +39,25 @@ for group in "$@"; do
       need md5sum coreutils
       need find findutils
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
+      # peers and oracles of the block side
+      need tgtadm tgt
+      need iscsi-test-cu libiscsi-bin
+      need xz xz-utils
+      need 7zz 7zip
+      need vhdiinfo libvhdi-utils
+      compgen -G '/usr/lib/python3/dist-packages/pyvhdi.*' > /dev/null || missing+=(python3-libvhdi)
+      need_qemu
       ;;
     bench)
       need fio fio
       need python3 python3
       need mkfs.btrfs btrfs-progs
       need zfs-fuse zfs-fuse
+      need glusterd glusterfs-server
+      need glusterfs glusterfs-client
+      need mkfs.xfs xfsprogs
+      need ip iproute2
+      need nsenter util-linux
       need losetup mount
       ;;
     *)
@@ -47,12 +66,12 @@ for group in "$@"; do
       ;;
   esac
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
+[ ${#missing[@]} -eq 0 ] && [ -z "$qemu" ] && exit 0
 if ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then
-  echo "missing: ${missing[*]}; install them, or run this as root on Debian" >&2
+  echo "missing: ${missing[*]} ${qemu:+qemu-utils qemu-block-extra}; install them, or run this as root on Debian" >&2
   exit 1
 fi
-echo "installing ${missing[*]}"
+echo "installing ${missing[*]} ${qemu:+qemu-utils qemu-block-extra}"
 case " ${missing[*]} " in
   *' postgresql '*)
     # only its programs are wanted: no cluster, no server at boot
@@ -64,4 +83,14 @@ case " ${missing[*]} " in
 esac
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
-apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null
+if [ -n "$qemu" ]; then
+  version=$(apt-cache policy qemu-block-extra | awk '$1 == "Candidate:" { print $2 }')
+  missing+=("qemu-utils=$version" "qemu-block-extra=$version")
+fi
+# only the programs of servers are wanted, not the services
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+apt-get install -y -qq --no-install-recommends --allow-downgrades -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::open::{Candidate, write_label};
 use super::pool::{Options, Parts, Pool};
+use crate::buf::{AlignedBuf, BufSlice};
 use crate::dataset::items::DatasetItems;
 use crate::dataset::{Dataset, Host};
+use crate::device::{IoBatch, Outcome, Request};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
@@ -21,6 +23,7 @@ use crate::pool::group::Group;
 use crate::pool::member::Member;
 use crate::pool::space::{Geometry, NODE_ROWS, Space};
 use crate::record::pointer::Pointer;
+use crate::record::store::WRITE_DEADLINE;
 use crate::tree::{self, Key, Place, Root, Step, Visitor};
 use crate::txg::entry::{Action, Entry};
 
@@ -227,6 +230,7 @@ impl Pool {
         let mut datasets: Vec<DatasetEntry> = Vec::new();
         let mut damaged: Vec<((u64, u64), String)> = Vec::new();
         let mut jobs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut blobs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut cursor = tree::Cursor::new(&reader, &root, Key::MIN, Key::MAX);
         while let Some((key, value)) = cursor.next()? {
             match key.kind {
@@ -255,6 +259,7 @@ impl Pool {
                     damaged.push(((key.object, key.offset), String::from_utf8_lossy(&value).into_owned()));
                 }
                 kind::JOB => jobs.push((key.offset, value.to_vec())),
+                kind::BLOB => blobs.push((key.offset, value.to_vec())),
                 _ => {}
             }
         }
@@ -297,14 +302,17 @@ impl Pool {
         pool.install_bitmap_loader();
         pool.damaged.lock().extend(damaged);
         pool.jobs.restore(jobs);
+        pool.blobs.restore(&blobs)?;
         for entry in &datasets {
             pool.attach_dataset(entry)?;
         }
+        pool.update_claims()?;
         Ok(pool)
     }
 
     /// Makes the new generation durable, replays the log, and commits.
     fn become_writable(self: &Arc<Self>, uber: &Uberblock, candidates: &[Candidate]) -> Result<()> {
+        self.complete_uberblock(uber, candidates)?;
         {
             // the import counter first: nothing is written before it is durable
             let mut state = self.commit_state.lock();
@@ -351,6 +359,36 @@ impl Pool {
                     c.path().display()
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// Gives the uberblock to members in service that lack it. It lists them, so they hold all it refers to. Without this, a
+    /// crash in the next one could leave members two groups apart, and that is the sign of one that missed something.
+    fn complete_uberblock(&self, uber: &Uberblock, candidates: &[Candidate]) -> Result<()> {
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        for member in self.space.members() {
+            let Some(device) = member.device() else { continue };
+            let has_it = |c: &Candidate| {
+                c.uberblocks.first().is_some_and(|u| (u.generation, u.txg) == (uber.generation, uber.txg))
+            };
+            if candidates.iter().any(|c| c.label.device_id == member.device_id && has_it(c)) {
+                continue;
+            }
+            let copy = Uberblock { device_id: member.device_id, ..uber.clone() };
+            let slices = vec![BufSlice::whole(Arc::new(AlignedBuf::from_slice(&copy.encode()?)))];
+            batch.push(&device, Request::Write { offset: layout::slot_offset(uber.txg), slices, durable: true });
+            owners.push(member);
+        }
+        for (outcome, member) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+            let reason = match outcome {
+                Outcome::Done(_) => continue,
+                Outcome::Failed(error) => format!("uberblock write failed: {error}"),
+                Outcome::TimedOut => "the uberblock was not taken in time".to_owned(),
+            };
+            member.count(&member.write_errors);
+            member.fail(&reason);
         }
         Ok(())
     }
@@ -446,7 +484,7 @@ impl Pool {
     pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
         let (root, _) = Root::decode(&entry.root)?;
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
-        let io = Arc::new(super::pool_io::PoolIo::new(self));
+        let io = Arc::new(super::pool_io::PoolIo::new(self, entry.reserved));
         let objects = Objects::new(io, items.clone());
         let host: Arc<dyn Host> = self.clone();
         let dataset = Arc::new(Dataset::new(entry, items, objects, host));

@@ -1,8 +1,8 @@
 //! The pool in memory, and what its datasets ask of it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,13 +14,14 @@ use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::fs::store::{Intent, Usage};
-use crate::pool::format::entries::{Class, kind};
+use crate::pool::format::entries::{Class, Content, kind};
 use crate::pool::group::Group;
 use crate::pool::space::{Geometry, Space};
 use crate::record::store::RecordStore;
 use crate::tree::{Key, Root};
 use crate::txg::gate::Gate;
 use crate::txg::log::IntentLog;
+use crate::volume::Volume;
 
 /// What a pool is run with.
 #[derive(Clone, Debug)]
@@ -93,7 +94,14 @@ pub struct Pool {
     pub(crate) gate: Gate,
     pub(crate) log: IntentLog,
     pub(crate) datasets: RwLock<BTreeMap<u64, Arc<Dataset>>>,
-    pub(crate) removed_datasets: Mutex<Vec<(u64, Arc<Root>)>>,
+    /// Volumes in use, by dataset.
+    pub(crate) volumes: Mutex<BTreeMap<u64, Weak<Volume>>>,
+    /// What is promised to each reserved volume beyond what it has.
+    pub(crate) claims: Mutex<BTreeMap<u64, super::volumes::Claim>>,
+    /// Held while datasets are made and destroyed, so that names and numbers are given once.
+    pub(crate) naming: Mutex<()>,
+    /// Values that front ends keep, by name.
+    pub(crate) blobs: super::blobs::Blobs,
     pub(crate) root: ArcSwap<Root>,
     pub(crate) commit_state: Mutex<CommitState>,
     pub(crate) committed: AtomicU64,
@@ -149,7 +157,10 @@ impl Pool {
             gate: Gate::new(parts.txg + 1),
             log,
             datasets: RwLock::new(BTreeMap::new()),
-            removed_datasets: Mutex::new(Vec::new()),
+            volumes: Mutex::new(BTreeMap::new()),
+            claims: Mutex::new(BTreeMap::new()),
+            naming: Mutex::new(()),
+            blobs: super::blobs::Blobs::default(),
             root: ArcSwap::from_pointee(parts.root),
             commit_state: Mutex::new(CommitState {
                 generation: parts.generation,
@@ -202,14 +213,19 @@ impl Pool {
         self.open_item_bytes.store(0, Ordering::Relaxed);
     }
 
-    /// All datasets, by number.
+    /// All datasets, by number, without those that are being destroyed.
     pub fn datasets(&self) -> Vec<Arc<Dataset>> {
+        self.datasets.read().values().filter(|d| !d.destroying()).cloned().collect()
+    }
+
+    /// All datasets, by number.
+    pub(crate) fn every_dataset(&self) -> Vec<Arc<Dataset>> {
         self.datasets.read().values().cloned().collect()
     }
 
     /// The dataset of this name; empty for the pool's own filesystem.
     pub fn dataset(&self, name: &str) -> Option<Arc<Dataset>> {
-        self.datasets.read().values().find(|d| d.name() == name).cloned()
+        self.datasets.read().values().find(|d| d.name() == name && !d.destroying()).cloned()
     }
 
     /// Stores an item of the pool tree with the next commit.
@@ -228,9 +244,14 @@ impl Pool {
         self.dirty_bytes() > 0
             || self.space.has_pending_frees()
             || !self.pool_items.lock().is_empty()
-            || !self.removed_datasets.lock().is_empty()
+            || self.is_destroying()
             || self.space.members().iter().any(|m| m.changed.load(Ordering::Relaxed))
-            || self.datasets().iter().any(|d| d.objects.has_work())
+            || self.every_dataset().iter().any(|d| d.objects.has_work())
+    }
+
+    /// Whether a dataset is being destroyed.
+    pub fn is_destroying(&self) -> bool {
+        self.datasets.read().values().any(|d| d.destroying())
     }
 
     /// The committer: runs commits when they are due until `stop` says so. One thread of the daemon runs this.
@@ -250,7 +271,9 @@ impl Pool {
             self.check_devices();
             let due =
                 self.env.clock.monotonic_ns().saturating_sub(last) >= self.options.commit_interval.as_nanos() as u64;
-            let full = self.dirty_bytes() >= self.options.dirty_bytes_start() || self.log.fill_percent() >= 50;
+            let full = self.dirty_bytes() >= self.options.dirty_bytes_start()
+                || self.log.fill_percent() >= 50
+                || self.is_destroying();
             if full || (due && self.has_work()) {
                 if let Err(e) = self.commit() {
                     tracing::error!(pool = %self.name, "commit failed: {e}");
@@ -301,11 +324,12 @@ impl Pool {
         use crate::object::Items;
         let known: Vec<(u64, u64)> = self.damaged.lock().keys().copied().collect();
         for (dataset, object) in known {
-            let Some(ds) = self.datasets.read().get(&dataset).cloned() else { continue };
-            let gone = ds
-                .items
-                .scan(Key::new(object, 0, 0), Key::new(object, u8::MAX, u64::MAX), 1)
-                .is_ok_and(|items| items.is_empty());
+            if dataset == 0 {
+                continue;
+            }
+            let ds = self.datasets.read().get(&dataset).cloned();
+            let (first, last) = (Key::new(object, 0, 0), Key::new(object, u8::MAX, u64::MAX));
+            let gone = ds.is_none_or(|ds| ds.items.scan(first, last, 1).is_ok_and(|items| items.is_empty()));
             if gone && self.damaged.lock().remove(&(dataset, object)).is_some() {
                 self.put_pool_item(damage_key((dataset, object)), None);
             }
@@ -319,6 +343,9 @@ impl Pool {
         };
         let name = ds.name();
         let label = if name.is_empty() { self.name.clone() } else { format!("{}/{name}", self.name) };
+        if ds.content() == Content::Volume {
+            return format!("volume {label}");
+        }
         match crate::fs::path_of(&*ds, object) {
             Some(path) => format!("{label}:{}", String::from_utf8_lossy(&path)),
             None => format!("{label}: inode {object}"),
@@ -348,7 +375,9 @@ impl Host for Pool {
         let capacity = self.space.capacity();
         // each changed item may rewrite a node of its own, three times before the first comes back
         let node = u64::from(crate::pool::space::NODE_ROWS) * (1 + u64::from(self.space.geometry.parity));
-        let room = capacity.free.saturating_sub(self.space.reserved()) + capacity.reserve;
+        // what is promised to volumes is not touched, unless the promise is what is asked for
+        let kept = if intent == Intent::Grow { self.space.claimed() } else { 0 };
+        let room = capacity.free.saturating_sub(self.space.reserved() + kept) + capacity.reserve;
         if self.open_items.load(Ordering::Relaxed).saturating_mul(node * 3) > room.max(node * 64) {
             self.commit_now()?;
         }
@@ -356,19 +385,12 @@ impl Host for Pool {
             // room for the largest single write, or a reason to believe that a commit makes some
             let margin = self.space.cost_blocks(512) * 2;
             for _ in 0..3 {
-                let capacity = self.space.capacity();
-                let free = capacity.free.saturating_sub(self.space.reserved());
-                if free >= margin {
-                    break;
-                }
-                let hope = self.space.reserved() > 0 || self.space.has_pending_frees();
-                if !hope {
+                if self.space.unclaimed() >= margin || !self.space_may_return() {
                     break;
                 }
                 self.commit_now()?;
             }
-            let free = self.space.capacity().free.saturating_sub(self.space.reserved());
-            if free < self.space.cost_blocks(1) * 4 {
+            if self.space.unclaimed() < self.space.cost_blocks(1) * 4 {
                 return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
             }
         }
@@ -404,7 +426,7 @@ impl Host for Pool {
         let capacity = self.space.capacity();
         let block = crate::buf::BLOCK_SIZE as u64;
         let free = (capacity.free + capacity.pending).min(capacity.total);
-        let available = free.saturating_sub(self.space.reserved());
+        let available = free.saturating_sub(self.space.reserved() + self.space.claimed());
         Usage { total_bytes: capacity.total * block, free_bytes: available * block, available_bytes: available * block }
     }
 
@@ -414,6 +436,10 @@ impl Host for Pool {
 
     fn merge_content_fields(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
         crate::fs::inode::merge_content_fields(old, new)
+    }
+
+    fn space_may_return(&self) -> bool {
+        self.space.reserved() > 0 || self.space.has_pending_frees() || self.is_destroying()
     }
 
     fn read_only(&self) -> bool {

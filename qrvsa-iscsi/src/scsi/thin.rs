@@ -92,16 +92,14 @@ pub(crate) fn write_same(call: &Call) -> Outcome {
     let block = call.block();
     let pattern = match (no_data, call.data.get(..usize::try_from(block).unwrap_or(0))) {
         (true, _) => &[],
-        (false, Some(data)) => data,
-        // the initiator sends no data at all
-        (false, None) if call.data.is_empty() => return Ok(Vec::new()),
-        (false, None) => return Err(Sense::SHORT_DATA.into()),
+        (false, Some(data)) if call.expected == block => data,
+        (false, _) => return Err(Sense::SHORT_DATA.into()),
     };
     if blocks.count == 0 {
         return Ok(Vec::new());
     }
-    let zeroes = pattern.iter().all(|b| *b == 0);
-    if unmap && zeroes {
+    if unmap {
+        // as LIO and tgt have it, whatever the block is: who wants data written does not ask for them to be unmapped
         unmap_run(call, blocks)?;
         stats::add(&call.unit.counters.unmaps, 1);
     } else {

@@ -202,6 +202,54 @@ impl Client {
         self.get(&routes::fragments(name, ino))
     }
 
+    /// Volumes of a pool.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volumes(&self, pool: &str) -> Result<Vec<VolumeInfo>, ApiError> {
+        self.get(&routes::pool_part(pool, "volumes"))
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume(&self, name: &FsName) -> Result<VolumeInfo, ApiError> {
+        self.get(&routes::volume(name))
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`, `NoSpace`.
+    pub fn create_volume(&self, pool: &str, request: &CreateVolume) -> Result<VolumeInfo, ApiError> {
+        self.post(&routes::pool_part(pool, "volumes"), request)
+    }
+
+    /// Changes the size of a volume.
+    ///
+    /// # Errors
+    /// `NeedsForce` to make it smaller without `force`, `NoSpace`, `Invalid`.
+    pub fn resize_volume(&self, name: &FsName, request: &ResizeVolume) -> Result<VolumeInfo, ApiError> {
+        self.post(&routes::volume_part(name, "resize"), request)
+    }
+
+    /// Destroys a volume and all data in it.
+    ///
+    /// # Errors
+    /// `NeedsForce` without `force`, `Busy` while it is in use.
+    pub fn destroy_volume(&self, name: &FsName, force: bool) -> Result<(), ApiError> {
+        self.delete(&format!("{}?force={force}", routes::volume(name)))
+    }
+
+    /// Where the contents of a volume lie.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume_fragments(&self, name: &FsName) -> Result<Vec<Fragment>, ApiError> {
+        self.get(&routes::volume_part(name, "fragments"))
+    }
+
     /// All jobs of this run of the daemon.
     ///
     /// # Errors

@@ -20,6 +20,12 @@
 //! | `GET /v1/pools/{pool}/filesystems/{fs}/properties` | | list of [`Property`](crate::Property) |
 //! | `PATCH /v1/pools/{pool}/filesystems/{fs}/properties` | [`SetProperty`](crate::SetProperty) | list of [`Property`](crate::Property) |
 //! | `GET /v1/pools/{pool}/filesystems/{fs}/inodes/{ino}/fragments` | | list of [`Fragment`](crate::Fragment) |
+//! | `GET /v1/pools/{pool}/volumes` | | list of [`VolumeInfo`](crate::VolumeInfo) |
+//! | `POST /v1/pools/{pool}/volumes` | [`CreateVolume`](crate::CreateVolume) | 201 [`VolumeInfo`](crate::VolumeInfo) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}` | | [`VolumeInfo`](crate::VolumeInfo) |
+//! | `DELETE /v1/pools/{pool}/volumes/{volume}?force=` | | 204 |
+//! | `POST /v1/pools/{pool}/volumes/{volume}/resize` | [`ResizeVolume`](crate::ResizeVolume) | [`VolumeInfo`](crate::VolumeInfo) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}/fragments` | | list of [`Fragment`](crate::Fragment) |
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}` | | [`JobInfo`](crate::JobInfo), one or a list |
 //! | `GET /v1/mounts` | | list of [`MountInfo`](crate::MountInfo) |
 //! | `POST /v1/mounts` | [`MountRequest`](crate::MountRequest) | 201 [`MountInfo`](crate::MountInfo) |
@@ -75,6 +81,18 @@ pub fn properties(name: &FsName) -> String {
 #[must_use]
 pub fn fragments(name: &FsName, ino: u64) -> String {
     format!("{}/inodes/{ino}/fragments", filesystem(name))
+}
+
+/// One volume.
+#[must_use]
+pub fn volume(name: &FsName) -> String {
+    format!("{POOLS}/{}/volumes/{}", segment(&name.pool), segment(name.fs.as_deref().unwrap_or(ROOT_FS)))
+}
+
+/// Something a volume has or does: `resize`, `fragments`.
+#[must_use]
+pub fn volume_part(name: &FsName, part: &str) -> String {
+    format!("{}/{part}", volume(name))
 }
 
 /// One job.

@@ -6,7 +6,8 @@
 //! scrub_rate = "200MiB"      # most bytes per second a scrub reads; default: no limit
 //! log_level = "info"         # error, warn, info, debug, trace, or a filter like "info,qrvsa_core::pool=debug"
 //! search_dirs = ["/dev"]     # where pools are looked for
-//! fuse_threads = 8           # threads per mount; default: chosen by the number of processors
+//! fuse_threads = 8           # threads per mount; default: 16
+//! low_latency = true         # keep idle processors awake while requests come fast
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ pub struct Config {
     pub search_dirs: Vec<PathBuf>,
     /// Threads per mount.
     pub fuse_threads: Option<usize>,
+    /// Keep idle processors awake while requests come fast.
+    pub low_latency: bool,
 }
 
 /// The file as written.
@@ -55,6 +58,7 @@ struct File {
     log_level: Option<String>,
     search_dirs: Option<Vec<PathBuf>>,
     fuse_threads: Option<usize>,
+    low_latency: Option<bool>,
 }
 
 /// A size as a number of bytes or as text with a unit.
@@ -125,6 +129,7 @@ impl Config {
             log_level: file.log_level.unwrap_or_else(|| "info".to_owned()),
             search_dirs,
             fuse_threads: file.fuse_threads,
+            low_latency: file.low_latency.unwrap_or(true),
         })
     }
 
@@ -162,7 +167,7 @@ mod tests {
     fn every_key() {
         let config = Config::parse(
             "memory_limit = \"512MiB\"\nsync_interval_s = 9\nscrub_rate = 1000000\nlog_level = \"debug\"\n\
-             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\n",
+             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\nlow_latency = false\n",
         )
         .unwrap();
         assert_eq!(
@@ -174,6 +179,7 @@ mod tests {
                 log_level: "debug".into(),
                 search_dirs: vec!["/a".into(), "/b".into()],
                 fuse_threads: Some(3),
+                low_latency: false,
             }
         );
     }
@@ -187,6 +193,7 @@ mod tests {
             ("sync_interval_s = 0", "sync_interval_s"),
             ("search_dirs = [\"dev\"]", "dev"),
             ("fuse_threads = 0", "fuse_threads"),
+            ("low_latency = 7", "line 1"),
             ("= =", "line 1"),
         ] {
             let error = Config::parse(text).unwrap_err();

@@ -78,7 +78,7 @@ fn compare_and_write_tells_where_it_differs() {
     let response = world.run(&nexus, &cdb, &data);
     assert_eq!(sense(&response), Some((0x0e, 0x1d, 0)));
     assert_eq!(response.sense[..7], [0xf0, 0, 0x0e, 0, 0, 2, 188], "the offset of the byte");
-    assert_eq!(world.refused(&nexus, &cdb, &data[..100]), (5, 0x0e, 3));
+    assert_eq!(world.refused(&nexus, &cdb, &data[..100]), (5, 0x24, 0));
 }
 
 #[test]
@@ -161,8 +161,10 @@ fn write_same_fills_zeroes_and_unmaps() {
     assert_eq!(world.disk.extent(0, 4096), Ok(Extent { bytes: 4096, mapped: true }));
     world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[0; BLOCK]);
     assert_eq!(world.disk.extent(0, 4096), Ok(Extent { bytes: 4096, mapped: false }));
+    world.good(&nexus, &cdb16(0x93, 0, 0, 8), &[2; BLOCK]);
     world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[2; BLOCK]);
-    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [2; 8 * BLOCK], "data are data");
+    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [0; 8 * BLOCK], "unmapping comes first");
+    assert_eq!(world.refused(&nexus, &cdb16(0x93, 0, 0, 8), &[2; 2 * BLOCK]), (5, 0x0e, 3), "one block it has to be");
     assert_eq!(world.refused(&nexus, &cdb16(0x93, 0x18, 0, 8), &[0; BLOCK]), (5, 0x24, 0), "no anchors");
     let thick = World::with(Arc::default(), UnitConfig { thin: Some(false), ..config() });
     let nexus = thick.nexus(1);

@@ -12,6 +12,7 @@
 
 mod lifecycle;
 mod mounts;
+mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -569,6 +570,11 @@ impl Daemon {
     fn need_fs(&self, name: &FsName) -> Result<(), ApiError> {
         if self.engine.fs_list(&name.pool).api()?.iter().any(|fs| fs.name == *name) || name.fs.is_none() {
             return Ok(());
+        }
+        if self.engine.volume_list(&name.pool).api()?.iter().any(|volume| volume.name == *name) {
+            return Err(ApiError::invalid(format!("{name} is a volume, not a filesystem")).with_hint(format!(
+                "`qrvsa volume show {name}` shows it, `qrvsa volume --help` what can be done with it"
+            )));
         }
         Err(ApiError::not_found(format!("there is no filesystem {name}"))
             .with_hint(format!("`qrvsa fs list {}` shows what there is, `qrvsa fs create {name}` makes it", name.pool)))

@@ -1,0 +1,283 @@
+//! The file under an image, as narrow as the engine can do with; so that a simulated one can crash at every step.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long an open waits for a lock that somebody is just about to release.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// A file that holds an image. All methods may be called from many threads at once. Writes are volatile until a later
+/// [`flush`](ImageFile::flush).
+pub trait ImageFile: Send + Sync {
+    /// Its name, for messages and for finding parents.
+    fn path(&self) -> &Path;
+
+    /// Its length, bytes.
+    ///
+    /// # Errors
+    /// What the system says; so for all methods.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Fills `buf` from `offset`; what lies beyond the end reads as zeros.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `offset`.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes all that was completed before durable: contents, length, holes.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn flush(&self) -> io::Result<()>;
+
+    /// Changes the length. What is added reads as zeros and takes no space.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Makes the run, inside the file, read as zeros; with `release`, gives its space back where the filesystem can.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn zero(&self, offset: u64, length: u64, release: bool) -> io::Result<()>;
+
+    /// Takes space for the run without changing it, so that a later write there does not fail for want of space. Where
+    /// the filesystem cannot, nothing happens.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// The first offset from `offset` on that may hold anything but zeros; `None` if there is none up to the end.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+
+    /// The first offset from `offset` on, at most the length, where a hole begins.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn next_hole(&self, offset: u64) -> io::Result<u64>;
+
+    /// Identity of the file, to find loops: device and inode.
+    fn identity(&self) -> (u64, u64);
+}
+
+/// A file of this machine, locked: shared for reading, exclusively for writing.
+pub struct HostFile {
+    file: File,
+    path: PathBuf,
+    identity: (u64, u64),
+    /// Holds the lock. Another open file than `file`, whose descriptors may be duplicated and live longer.
+    _claim: File,
+}
+
+impl HostFile {
+    /// Opens a file that exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody writes it, or, for writing, if somebody uses it at all;
+    /// [`ErrorKind::Invalid`] if it is no regular file; else what the system says.
+    pub fn open(path: &Path, write: bool) -> Result<HostFile> {
+        let metadata = std::fs::metadata(path).map_err(|e| io_error(path, "cannot open", e))?;
+        if !metadata.is_file() {
+            crate::fail!(Invalid, "{} is not a regular file", path.display());
+        }
+        let options = |write: bool| {
+            File::options().read(true).write(write).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)
+        };
+        let claim = options(false).map_err(|e| io_error(path, "cannot open", e))?;
+        lock(&claim, path, write)?;
+        let file = options(write).map_err(|e| io_error(path, "cannot open", e))?;
+        Self::same(path, claim, file)
+    }
+
+    /// Makes a new, empty file, locked exclusively.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if there is something; else what the system says.
+    pub fn create(path: &Path) -> Result<HostFile> {
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|e| io_error(path, "cannot create", e))?;
+        let claim = File::open(path).map_err(|e| io_error(path, "cannot open", e))?;
+        lock(&claim, path, true)?;
+        Self::same(path, claim, file)
+    }
+
+    fn same(path: &Path, claim: File, file: File) -> Result<HostFile> {
+        let identity =
+            |f: &File| f.metadata().map(|m| (m.dev(), m.ino())).map_err(|e| io_error(path, "cannot open", e));
+        let found = identity(&file)?;
+        if found != identity(&claim)? {
+            crate::fail!(Busy, "{} was replaced while it was opened", path.display());
+        }
+        Ok(HostFile { file, path: path.to_path_buf(), identity: found, _claim: claim })
+    }
+
+    /// Whether the file still has a name.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_linked(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() > 0)
+    }
+
+    /// Bytes of the filesystem that the file takes.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> nix::Result<()> {
+        let number = |n: u64| libc::off_t::try_from(n).map_err(|_| Errno::EFBIG);
+        loop {
+            match nix::fcntl::fallocate(&self.file, flags, number(offset)?, number(length)?) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn seek(&self, offset: u64, what: libc::c_int) -> nix::Result<u64> {
+        let from = libc::off_t::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        // SAFETY: lseek takes no memory; nobody depends on the position of this file.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), from, what) };
+        u64::try_from(found).map_err(|_| Errno::last())
+    }
+
+    fn write_zeros(&self, mut offset: u64, length: u64) -> io::Result<()> {
+        let zeros = vec![0; 1 << 20];
+        let mut left = length;
+        while left > 0 {
+            let piece = left.min(zeros.len() as u64);
+            self.file.write_all_at(&zeros[..usize::try_from(piece).unwrap_or(zeros.len())], offset)?;
+            (offset, left) = (offset + piece, left - piece);
+        }
+        Ok(())
+    }
+}
+
+/// Makes a new or removed name durable.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)?.sync_all()
+}
+
+fn lock(claim: &File, path: &Path, write: bool) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match if write { claim.try_lock() } else { claim.try_lock_shared() } {
+            Ok(()) => return Ok(()),
+            // Who closes an image lets go of it a moment later, when the kernel has dropped the last reference.
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let why = if write { "in use" } else { "being written" };
+                crate::fail!(Busy, "{} is {why} by another program or export", path.display());
+            }
+            Err(TryLockError::Error(e)) => return Err(io_error(path, "cannot lock", e)),
+        }
+    }
+}
+
+/// The crate's error for a system error on an image.
+pub fn io_error(path: &Path, what: &str, error: io::Error) -> Error {
+    let path = path.display();
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => Error::new(ErrorKind::NotFound, format!("{path} does not exist")),
+        Some(libc::EEXIST) => Error::new(ErrorKind::Exists, format!("{path} exists already")),
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            let what = format!("{what} {path}: the filesystem that holds it is full");
+            Error::new(ErrorKind::NoSpace, what)
+        }
+        Some(errno @ (libc::EACCES | libc::EPERM | libc::EROFS | libc::EFBIG)) => {
+            Error::new(ErrorKind::Posix(Errno::from_raw(errno)), format!("{what} {path}"))
+        }
+        _ => Error::new(ErrorKind::Io, format!("{what} {path}")).with_source(error),
+    }
+}
+
+impl ImageFile for HostFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, offset.saturating_add(done as u64)) {
+                Ok(0) => {
+                    rest.fill(0);
+                    return Ok(());
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
+    fn zero(&self, offset: u64, length: u64, release: bool) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        let flags = if release { FallocateFlags::FALLOC_FL_PUNCH_HOLE } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
+        match self.allocate(flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+            Ok(()) => Ok(()),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => self.write_zeros(offset, length),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        match self.allocate(FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match self.seek(offset, libc::SEEK_DATA) {
+            Ok(found) => Ok(Some(found.max(offset))),
+            Err(Errno::ENXIO) => Ok(None),
+            // A filesystem without holes: everything may be data.
+            Err(_) => Ok((offset < self.length()?).then_some(offset)),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        let length = self.length()?;
+        Ok(self.seek(offset, libc::SEEK_HOLE).unwrap_or(length).min(length).max(offset))
+    }
+
+    fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+}

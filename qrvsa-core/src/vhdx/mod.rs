@@ -1,0 +1,34 @@
+//! VHDX images ([MS-VHDX] version 8): the format, and an engine that reads and writes them.
+//!
+//! [`format`](mod@format) knows bytes: decoders that are total on any input, encoders, and arithmetic. It does no I/O. The
+//! rest works on an [`ImageFile`], which is a file of this machine or a simulated one. `docs/vhdx.md` tells the layout that is
+//! written and the order in which changes become durable.
+
+mod bits;
+mod commit;
+mod create;
+mod file;
+pub mod format;
+mod gate;
+mod image;
+mod journal;
+mod open;
+mod overlay;
+mod pages;
+mod replay;
+mod resize;
+mod space;
+mod status;
+#[cfg(test)]
+mod tests;
+mod trim;
+mod write;
+
+pub use create::{
+    BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
+};
+pub use file::{HostFile, ImageFile, io_error};
+pub use image::Image;
+pub use open::parent_candidates;
+pub use replay::{ActiveLog, active_log};
+pub use status::{Extent, ExtentKind};
