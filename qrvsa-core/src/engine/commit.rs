@@ -129,6 +129,7 @@ impl Pool {
         self.write_uberblock(txg, state.generation, &root, log, clean)?;
         // 6. publish
         self.root.store(Arc::new(root));
+        self.tree_nodes.store(roots.iter().map(|(_, root)| root.nodes).sum(), Ordering::Relaxed);
         for (dataset, root) in roots {
             dataset.items.publish(root);
             dataset.trim_pending(txg);

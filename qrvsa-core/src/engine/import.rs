@@ -67,6 +67,32 @@ fn refuse_clones(candidates: Vec<Candidate>, warnings: &mut Vec<String>) -> Resu
     Ok(kept)
 }
 
+/// Warns of devices with a history of their own: they were used without any of those that are used now, so what was
+/// changed on them meanwhile is not in the state that `chosen` names.
+fn note_diverged(candidates: &[Candidate], chosen: &Uberblock, warnings: &mut Vec<String>) {
+    let serving =
+        |u: &Uberblock| -> Vec<u128> { u.members.iter().filter(|m| m.in_service()).map(|m| m.device_id).collect() };
+    let used = serving(chosen);
+    // the states that the devices in use have been through, as far as they remember
+    let is_ours = |u: &Uberblock| {
+        let mut kept = candidates.iter().filter(|c| used.contains(&c.label.device_id)).flat_map(|c| &c.uberblocks);
+        kept.any(|o| (o.generation, o.txg) == (u.generation, u.txg) && o.root == u.root)
+    };
+    for candidate in candidates.iter().filter(|c| !used.contains(&c.label.device_id)) {
+        let Some(last) = candidate.uberblocks.first() else { continue };
+        let apart = !serving(last).is_empty() && serving(last).iter().all(|device| !used.contains(device));
+        if apart && !is_ours(last) {
+            warnings.push(format!(
+                "{} was used apart from the devices in use now and has changes of its own (up to transaction group {}), \
+                 which are not in this pool; to see them, export the pool and import it from the other devices alone, \
+                 before they are brought back or replaced",
+                candidate.path().display(),
+                last.txg
+            ));
+        }
+    }
+}
+
 impl Pool {
     /// Imports a pool from the candidates that carry its label.
     ///
@@ -88,8 +114,12 @@ impl Pool {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
                     // from here on the pool is written to: no older state is good any more, an error ends the import
-                    if !pool.options.read_only {
-                        pool.become_writable(choice, &candidates)?;
+                    if !pool.options.read_only
+                        && let Err(e) = pool.become_writable(choice, &candidates)
+                    {
+                        // the pool and its datasets hold each other, and the devices
+                        pool.abandon();
+                        return Err(e);
                     }
                     if choice.txg != newest_txg {
                         let text = format!(
@@ -99,6 +129,7 @@ impl Pool {
                         tracing::error!(pool = %pool.name, "{text}");
                         warnings.push(text);
                     }
+                    note_diverged(&candidates, choice, &mut warnings);
                     warnings.iter().for_each(|w| tracing::warn!(pool = %pool.name, "{w}"));
                     pool.warnings.lock().append(&mut warnings);
                     return Ok(pool);
@@ -304,7 +335,10 @@ impl Pool {
         pool.jobs.restore(jobs);
         pool.blobs.restore(&blobs)?;
         for entry in &datasets {
-            pool.attach_dataset(entry)?;
+            if let Err(e) = pool.attach_dataset(entry) {
+                pool.abandon();
+                return Err(e);
+            }
         }
         pool.update_claims()?;
         Ok(pool)
@@ -423,8 +457,7 @@ impl Pool {
                 for change in changes {
                     dataset.note_object(change.key.object);
                     let Some(value) = change.value else {
-                        open.delete(change.key);
-                        self.account_item(64);
+                        self.account_items(open.delete(change.key));
                         continue;
                     };
                     let value = if change.keep_content_fields {
@@ -433,8 +466,7 @@ impl Pool {
                     } else {
                         value
                     };
-                    self.account_item(64 + value.len());
-                    open.put(change.key, Arc::from(value));
+                    self.account_items(open.put(change.key, Arc::from(value)));
                 }
             }
             Action::Write { object, offset, data } => {
@@ -483,6 +515,7 @@ impl Pool {
     /// Puts a dataset in place.
     pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
         let (root, _) = Root::decode(&entry.root)?;
+        self.tree_nodes.fetch_add(root.nodes, std::sync::atomic::Ordering::Relaxed);
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
         let io = Arc::new(super::pool_io::PoolIo::new(self, entry.reserved));
         let objects = Objects::new(io, items.clone());

@@ -39,6 +39,17 @@ impl Image {
         Some(self.env.clock.monotonic_ns().saturating_sub(since))
     }
 
+    /// Whether a flush of the file alone would not make everything durable that was written.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let space = self.space.lock();
+        space.committing || !space.dirty_pages.is_empty()
+    }
+
+    /// Whether a commit failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
     pub(super) fn check_usable(&self) -> Result<()> {
         if self.broken.load(Ordering::Acquire) {
             let path = self.file.path().display();
@@ -75,6 +86,7 @@ impl Image {
             let pages = std::mem::take(&mut space.dirty_pages);
             let changes: Vec<Change> = pages.iter().map(|(offset, page)| page.change(*offset)).collect();
             (space.freed_bytes, space.dirty_since_ns) = (0, None);
+            space.committing = !pages.is_empty();
             (pages, changes, std::mem::take(&mut space.freed))
         };
         changes.extend(more);
@@ -88,6 +100,7 @@ impl Image {
         journal.append(&*self.file, changes.clone(), length, self.random_guid())?;
         journal::make(&*self.file, &changes)?;
         pages.values().for_each(|page| page.unpin());
+        self.space.lock().committing = false;
         for (offset, length) in freed {
             // What cannot be given back to the filesystem is zeroed when it is used again.
             let _ = self.file.zero(offset, length, true);

@@ -7,6 +7,7 @@
 mod bits;
 mod commit;
 mod create;
+mod device;
 mod file;
 pub mod format;
 mod gate;
@@ -27,6 +28,7 @@ mod write;
 pub use create::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
 };
+pub use device::{VhdxDevice, is_vhdx, open_any, open_device};
 pub use file::{HostFile, ImageFile, io_error};
 pub use image::Image;
 pub use open::parent_candidates;
