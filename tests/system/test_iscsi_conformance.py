@@ -3,7 +3,7 @@ import collections
 import concurrent.futures
 
 import iscsi
-from lib import MIB, Daemon, Failure, check, options, same
+from lib import GIB, MIB, Daemon, Failure, check, options, same
 
 #: This release of the suite asserts before any reply can have come: no target can pass it.
 UNPASSABLE = {"iSCSITMF.LUNResetSimpleAsync"}
@@ -15,8 +15,9 @@ SKIPS_MAX = 6
 
 @options(seconds=300)
 def test_libiscsi_suite(t):
-    """Every test of iscsi-test-cu, one process each, over two paths: none fails, and at most six are skipped."""
+    """On a thin volume, every test of iscsi-test-cu, one process each, over two paths: none fails, and at most six are skipped."""
     daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
     names = iscsi.suite_tests()
     workers = 3
     # each worker has units of its own: tests reset, reserve and overwrite them
@@ -24,7 +25,10 @@ def test_libiscsi_suite(t):
     for worker in range(workers):
         target = iscsi.Target(daemon, "suite%d" % worker)
         units = {}
-        for kind, args in (("plain", ["--thin"]), ("removable", ["--thin", "--removable"]), ("readonly", ["--readonly"])):
+        volume = "tank/suite%d" % worker
+        daemon.cli("volume", "create", volume, "128M")
+        units["plain"] = target.url(target.lun("--volume", volume))
+        for kind, args in (("removable", ["--thin", "--removable"]), ("readonly", ["--readonly"])):
             units[kind] = target.url(target.lun("--file", t.disk("%s%d" % (kind, worker), 64 * MIB), *args))
         urls.append(units)
     free = collections.deque(urls)

@@ -41,6 +41,7 @@ for group in "$@"; do
       need tgt-admin tgt
       need iscsi-test-cu libiscsi-bin
       need qemu-img qemu-utils
+      need qemu-system-x86_64 qemu-system-x86
       compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null || missing+=(qemu-block-extra)
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
       # peers and oracles of the block side

@@ -65,7 +65,7 @@ pub fn run(session: &Session, command: &Target) -> Result<u8, ApiError> {
                 Acl::Remove(who) => (false, who),
             };
             let target = client.change_acl(iqn, add, &rule(who)?)?;
-            session.show(&target, |target| show::access(target))
+            session.show(&target, show::access)
         }
         Target::User { iqn, change } => user(session, iqn, change),
         Target::Sessions { iqn, drop: Some(sid) } => {
@@ -140,7 +140,7 @@ fn user(session: &Session, iqn: &str, change: &User) -> Result<u8, ApiError> {
             (false, request)
         }
     };
-    session.show(&client.change_user(iqn, add, &request)?, |target| show::access(target))
+    session.show(&client.change_user(iqn, add, &request)?, show::access)
 }
 
 /// The secret: the first line of a file or of standard input.
