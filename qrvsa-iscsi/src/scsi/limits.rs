@@ -5,6 +5,8 @@ use super::vpd::blocks32;
 
 /// Longest transfer of one command, bytes. Bounds the memory that a command takes.
 pub(crate) const TRANSFER_BYTES_MAX: u64 = 16 << 20;
+/// Longest VERIFY that only reads, bytes.
+pub(crate) const VERIFY_BYTES_MAX: u64 = 1 << 30;
 /// Most blocks of COMPARE AND WRITE.
 pub(crate) const COMPARE_BLOCKS_MAX: u8 = 255;
 /// Most descriptors of one UNMAP.

@@ -28,7 +28,6 @@ const CONTROL: (u8, u8) = (0x0a, 0);
 const WCE: (usize, u8) = (0, 0x04);
 const D_SENSE: (usize, u8) = (0, 0x04);
 const SWP: (usize, u8) = (2, 0x08);
-const TAS: (usize, u8) = (3, 0x40);
 
 impl Pages {
     pub(crate) fn new(config: &UnitConfig) -> Self {
@@ -60,7 +59,7 @@ impl Pages {
         let reorder = (1, 0x10);
         let busy_timeout = [(6, 0xff), (7, 0xff)];
         let control = [when(config.descriptor_sense, D_SENSE), reorder, busy_timeout[0], busy_timeout[1]];
-        add(CONTROL.0, 0, 10, &control, &[D_SENSE, SWP, TAS]);
+        add(CONTROL.0, 0, 10, &control, &[D_SENSE, SWP]);
         add(CONTROL.0, 1, 28, &[], &[]);
         if config.device_type == super::config::DeviceType::Disk {
             add(0x1c, 0, 10, &[], &[]);
@@ -101,11 +100,6 @@ impl Pages {
     /// Software write protection is on.
     pub(crate) fn write_protect(&self) -> bool {
         self.flag(CONTROL, SWP)
-    }
-
-    /// Aborted tasks are answered with TASK ABORTED.
-    pub(crate) fn task_aborted_status(&self) -> bool {
-        self.flag(CONTROL, TAS)
     }
 
     /// Back to the saved values.

@@ -532,9 +532,7 @@ impl DeviceServer for TargetUnits {
                 unit.sanitize.abandon(None, None);
                 let others = unit.live(|other| other.tsih != nexus.tsih);
                 self.end_tasks(Some(&others), Some(lun_field), None);
-                if !unit.pages.read().task_aborted_status() {
-                    unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
-                }
+                unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
             }
             _ => {}
         }
