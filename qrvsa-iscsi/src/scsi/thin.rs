@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::attention::Attention;
 use super::bytes::{be16, be32, be64, clamp32, len32};
 use super::call::{Blocks, Call, Outcome, Refusal};
-use super::limits::{Limits, PIECE_BYTES, UNMAP_DESCRIPTORS_MAX};
+use super::limits::{Limits, PIECE_BYTES, THRESHOLD_SET_BYTES, UNMAP_DESCRIPTORS_MAX};
 use super::sense::Sense;
 use super::stats;
 use super::unit::{Shape, Unit};
@@ -213,6 +213,14 @@ impl Threshold {
     pub(crate) fn freed(&self) {
         self.since_look.store(LOOK_BYTES, Ordering::Relaxed);
     }
+}
+
+/// The soft threshold in sets of blocks.
+pub(crate) fn threshold_sets(shape: &Shape) -> u32 {
+    let space = shape.backing.space();
+    let total = u128::from(space.allocated_bytes) + u128::from(space.available_bytes);
+    let sets = total * u128::from(shape.config.soft_threshold_percent) / 100 / u128::from(THRESHOLD_SET_BYTES);
+    u32::try_from(sets).unwrap_or(u32::MAX)
 }
 
 fn reached(shape: &Shape) -> bool {

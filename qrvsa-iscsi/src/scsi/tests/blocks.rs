@@ -181,6 +181,9 @@ fn a_full_pool_is_told_and_forgotten() {
     units.add_unit(1, config(), disk.clone()).expect("adds");
     let world = World { units, kept: Arc::default(), disk };
     let nexus = world.nexus(1);
+    let page = world.good(&nexus, &[0x1a, 8, 0x1c, 2, 255, 0], &[]);
+    assert_eq!(page[4..8], [0x5c, 2, 0, 20]);
+    assert_eq!(page[20..28], [0x81, 2, 0, 0, 0, 0, 0, 32], "80 % of 40 MiB");
     let write = |lba| world.run(&nexus, &cdb10(0x2a, 0, lba, 8192), &vec![1; 8192 * BLOCK]);
     let mut told = false;
     let mut lba = 0;
