@@ -199,3 +199,61 @@ fn a_full_pool_is_told_and_forgotten() {
     while sense(&write(lba)) == Some((6, 0x38, 0x07)) {}
     assert_eq!(write(lba).status, 0, "it goes on when there is space");
 }
+
+#[test]
+fn compare_and_write_is_indivisible() {
+    let world = World::new();
+    let mut cdb = cdb16(0x89, 0, 3, 0);
+    cdb[13] = 1;
+    let nexuses: Vec<_> = (1..=4).map(|n| world.nexus(n)).collect();
+    let wins: u32 = std::thread::scope(|scope| {
+        let threads: Vec<_> = nexuses
+            .iter()
+            .map(|nexus| {
+                scope.spawn(|| {
+                    let mut wins = 0;
+                    for _ in 0..300 {
+                        let old = world.good(nexus, &cdb10(0x28, 0, 3, 1), &[]);
+                        let count = u32::from_be_bytes(old[..4].try_into().expect("4")) + 1;
+                        // all of the block is of one write
+                        assert!(old.chunks(4).all(|c| *c == old[..4]));
+                        let new = count.to_be_bytes().repeat(BLOCK / 4);
+                        wins += u32::from(world.run(nexus, &cdb, &[old, new].concat()).status == 0);
+                    }
+                    wins
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("joins")).sum()
+    });
+    let end = world.good(&nexuses[0], &cdb10(0x28, 0, 3, 1), &[]);
+    assert_eq!(end[..4], wins.to_be_bytes(), "every success has counted once");
+    assert!(wins >= 300);
+}
+
+#[test]
+fn a_preemption_waits_for_what_it_aborts() {
+    let world = World::new();
+    let (a, b) = (world.nexus(1), world.nexus(2));
+    let out = |nexus: &Arc<Nexus>, action: u8, kind: u8, key: u64, service: u64| {
+        let mut list = key.to_be_bytes().to_vec();
+        list.extend(service.to_be_bytes());
+        list.extend([0; 8]);
+        world.run(nexus, &[0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0], &list).status
+    };
+    assert_eq!((out(&a, 0, 0, 0, 0xa), out(&b, 0, 0, 0, 0xb), out(&a, 1, 5, 0xa, 0)), (0, 0, 0));
+    let unit = world.units.unit(1).expect("unit");
+    std::thread::scope(|scope| {
+        // a write of the other one that is under way
+        let hold = unit.ranges.enter(0, 8, false);
+        let preemption = scope.spawn(|| out(&b, 5, 5, 0xb, 0xa));
+        while unit.reservations.state().registrations.len() > 1 {
+            std::thread::yield_now();
+        }
+        assert!(!preemption.is_finished());
+        drop(hold);
+        assert_eq!(preemption.join().expect("joins"), 0);
+    });
+    assert_eq!(world.refused(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]), (6, 0x2a, 5));
+    assert_eq!(world.run(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]).status, 0x18);
+}
