@@ -34,5 +34,6 @@ pub mod tree;
 pub mod txg;
 pub mod vhdx;
 pub mod volume;
+pub mod waits;
 
 pub use error::{Error, ErrorKind, Result};

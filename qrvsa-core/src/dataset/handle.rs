@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::items::DatasetItems;
+use super::memtable::Growth;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::fs::store::{Intent, KIND_ORPHAN, ObjectRef, Usage};
@@ -32,8 +33,8 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// `Suspended`, `Io`.
     fn commit_now(&self) -> Result<()>;
-    /// Accounts an item change in the open transaction group.
-    fn account_item(&self, bytes: usize);
+    /// Accounts what the changed items of the open transaction group have grown by.
+    fn account_items(&self, growth: Growth);
     /// Fails once the pool stopped writing.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Dataset;
+use super::memtable::Growth;
 use crate::error::Result;
 use crate::fail;
 use crate::fs::store::{Intent, Log, ObjectRef, Store, SyncTicket, Usage, Value};
@@ -43,16 +44,17 @@ impl Drop for Transaction<'_> {
 
 impl Dataset {
     fn change(&self, tx: &Transaction<'_>, key: Key, value: Option<Value>, log: Log) {
-        self.host.account_item(64 + value.as_ref().map_or(0, |v| v.len()));
+        let mut logged = 0;
         if log != Log::WithObject {
             let keep = log == Log::KeepContentFields;
-            entry::encode_change(&mut tx.changes.borrow_mut(), key, value.as_deref(), keep);
+            let mut changes = tx.changes.borrow_mut();
+            let before = changes.len();
+            entry::encode_change(&mut changes, key, value.as_deref(), keep);
+            logged = changes.len() - before;
         }
-        let open = self.items.open();
-        match value {
-            Some(value) => open.put(key, value),
-            None => open.delete(key),
-        }
+        // what waits for the log takes memory each time, an item that changes again does not
+        let growth = self.items.open().set(key, value);
+        self.host.account_items(Growth { bytes: growth.bytes + logged as i64, ..growth });
     }
 
     /// Begins a transaction without asking for admission (replay, internal work).

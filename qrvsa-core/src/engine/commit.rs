@@ -8,6 +8,7 @@
 //! 6. Publish: readers see the new roots, rows freed one group earlier become available, the log before the mark of the
 //!    previous group may be overwritten.
 
+use crate::waits;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,7 @@ impl Pool {
     /// `Suspended` when the pool cannot be written any more.
     pub fn commit_up_to(&self, wanted: u64) -> Result<()> {
         while self.committed.load(Ordering::Acquire) < wanted {
+            waits::announce();
             let mut state = self.commit_state.lock();
             if self.committed.load(Ordering::Acquire) >= wanted {
                 return Ok(());
@@ -127,6 +129,7 @@ impl Pool {
         self.write_uberblock(txg, state.generation, &root, log, clean)?;
         // 6. publish
         self.root.store(Arc::new(root));
+        self.tree_nodes.store(roots.iter().map(|(_, root)| root.nodes).sum(), Ordering::Relaxed);
         for (dataset, root) in roots {
             dataset.items.publish(root);
             dataset.trim_pending(txg);

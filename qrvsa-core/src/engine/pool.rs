@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::dataset::memtable::Growth;
 use crate::dataset::nodes::Nodes;
 use crate::dataset::{Dataset, Host};
 use crate::env::Environment;
@@ -107,7 +108,9 @@ pub struct Pool {
     pub(crate) committed: AtomicU64,
     pub(crate) dirty: Arc<AtomicI64>,
     open_items: AtomicU64,
-    open_item_bytes: AtomicU64,
+    open_item_bytes: AtomicI64,
+    /// Nodes of all datasets' trees, as of the last commit.
+    pub(crate) tree_nodes: AtomicU64,
     suspended: AtomicBool,
     suspended_why: Mutex<String>,
     /// Items of the pool tree to store with the next commit.
@@ -171,7 +174,8 @@ impl Pool {
             committed: AtomicU64::new(parts.txg),
             dirty: Arc::new(AtomicI64::new(0)),
             open_items: AtomicU64::new(0),
-            open_item_bytes: AtomicU64::new(0),
+            open_item_bytes: AtomicI64::new(0),
+            tree_nodes: AtomicU64::new(0),
             suspended: AtomicBool::new(false),
             suspended_why: Mutex::new(String::new()),
             pool_items: Mutex::new(BTreeMap::new()),
@@ -199,8 +203,21 @@ impl Pool {
 
     /// Bytes of unsynced data and items.
     pub fn dirty_bytes(&self) -> u64 {
-        let data = u64::try_from(self.dirty.load(Ordering::Relaxed)).unwrap_or(0);
-        data + self.open_item_bytes.load(Ordering::Relaxed)
+        let unsigned = |bytes: &AtomicI64| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0);
+        unsigned(&self.dirty) + unsigned(&self.open_item_bytes)
+    }
+
+    /// How many tree nodes a commit of the items that are changed now may write at most. Each changed item may rewrite a node of its
+    /// own, but no node is rewritten twice: more than there are can only come from what is added, and are filled to a
+    /// quarter at least.
+    fn commit_nodes_max(&self) -> u64 {
+        /// An extent of one block: pointer, key, and its part of a parent.
+        const EXTENT_BYTES: u64 = 192;
+        let extents = u64::try_from(self.dirty.load(Ordering::Relaxed)).unwrap_or(0) / crate::buf::BLOCK_SIZE as u64;
+        let item_bytes = u64::try_from(self.open_item_bytes.load(Ordering::Relaxed)).unwrap_or(0);
+        let added = (item_bytes + extents * EXTENT_BYTES) / (crate::tree::NODE_BYTES_MAX as u64 / 4);
+        let items = self.open_items.load(Ordering::Relaxed);
+        items.min(self.tree_nodes.load(Ordering::Relaxed) + added + 64)
     }
 
     /// The newest committed transaction group.
@@ -378,7 +395,7 @@ impl Host for Pool {
         // what is promised to volumes is not touched, unless the promise is what is asked for
         let kept = if intent == Intent::Grow { self.space.claimed() } else { 0 };
         let room = capacity.free.saturating_sub(self.space.reserved() + kept) + capacity.reserve;
-        if self.open_items.load(Ordering::Relaxed).saturating_mul(node * 3) > room.max(node * 64) {
+        if self.commit_nodes_max().saturating_mul(node * 3) > room.max(node * 64) {
             self.commit_now()?;
         }
         if intent == Intent::Grow {
@@ -402,12 +419,12 @@ impl Host for Pool {
         self.commit_up_to(wanted)
     }
 
-    fn account_item(&self, bytes: usize) {
-        self.open_items.fetch_add(1, Ordering::Relaxed);
-        let before = self.open_item_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn account_items(&self, growth: Growth) {
+        self.open_items.fetch_add(growth.items, Ordering::Relaxed);
+        let before = self.open_item_bytes.fetch_add(growth.bytes, Ordering::Relaxed);
         // wake the committer when the limit is passed, not at every item beyond it
-        let limit = self.options.dirty_bytes_start();
-        if before < limit && before + bytes as u64 >= limit {
+        let limit = i64::try_from(self.options.dirty_bytes_start()).unwrap_or(i64::MAX);
+        if before < limit && before + growth.bytes >= limit {
             self.wake_committer();
         }
     }

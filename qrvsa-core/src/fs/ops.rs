@@ -225,6 +225,10 @@ pub trait Operations: Send + Sync + 'static {
     /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and
     /// `security.capability`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize>;
+    /// Whether an accepted write can fail later, so that [`Operations::flush`] has something to report. Fixed.
+    fn has_late_errors(&self) -> bool {
+        true
+    }
     /// At each close: reports errors of writes that were accepted earlier.
     fn flush(&self, ino: Ino) -> Result<()>;
     /// Makes contents and attributes durable. Directories too.

@@ -330,6 +330,11 @@ impl Operations for WithVolumes {
         Ok(data.len())
     }
 
+    fn has_late_errors(&self) -> bool {
+        // a volume's writes fail at once or not at all
+        self.inner.has_late_errors()
+    }
+
     fn flush(&self, ino: Ino) -> Result<()> {
         if ino < OURS { self.inner.flush(ino) } else { Ok(()) }
     }
