@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -61,6 +62,8 @@ pub struct WithVolumes {
     pool: Arc<Pool>,
     /// Files that somebody has open, and how often. Only these hold their volume.
     open: Mutex<HashMap<Ino, (Arc<Face>, u64)>>,
+    /// Whether `.volumes` was there when somebody was last told that the root's listing may be remembered.
+    was_there: AtomicBool,
 }
 
 fn refused<T>(errno: Errno) -> Result<T> {
@@ -70,7 +73,7 @@ fn refused<T>(errno: Errno) -> Result<T> {
 impl WithVolumes {
     /// The filesystem `inner` of a dataset, with the volumes of the pool that it is in.
     pub fn new(inner: Arc<dyn Operations>, dataset: Arc<Dataset>, pool: Arc<Pool>) -> WithVolumes {
-        WithVolumes { inner, dataset, pool, open: Mutex::new(HashMap::new()) }
+        WithVolumes { inner, dataset, pool, open: Mutex::default(), was_there: AtomicBool::new(false) }
     }
 
     fn access(&self) -> Access {
@@ -327,6 +330,11 @@ impl Operations for WithVolumes {
         Ok(data.len())
     }
 
+    fn has_late_errors(&self) -> bool {
+        // a volume's writes fail at once or not at all
+        self.inner.has_late_errors()
+    }
+
     fn flush(&self, ino: Ino) -> Result<()> {
         if ino < OURS { self.inner.flush(ino) } else { Ok(()) }
     }
@@ -434,6 +442,11 @@ impl Operations for WithVolumes {
     }
 
     fn may_cache(&self, ino: Ino) -> bool {
+        if ino == ROOT_INO {
+            // once after each change of the property, the listing is read anew
+            let there = self.access() != Access::Off;
+            return self.was_there.swap(there, Ordering::AcqRel) == there && self.inner.may_cache(ino);
+        }
         ino < OURS && self.inner.may_cache(ino)
     }
 

@@ -226,7 +226,8 @@ fn volumes_stand_beside_the_files_as_the_property_says() {
     assert_eq!((attr.mode, attr.size), (libc::S_IFREG | 0o400, 36 * MIB));
     assert_eq!(ops.getattr(attr.ino).unwrap().size, 36 * MIB);
     assert_eq!(ops.lookup(dir, b"..").unwrap().ino, ROOT_INO);
-    assert!(!ops.may_cache(attr.ino) && ops.may_cache(ROOT_INO));
+    assert!(!ops.may_cache(attr.ino) && !ops.may_cache(dir));
+    assert!(!ops.may_cache(ROOT_INO) && ops.may_cache(ROOT_INO), "read anew once after the change");
     ops.open(ROOT, attr.ino, false).unwrap();
     let mut head = [0; 8];
     assert_eq!(ops.read(attr.ino, 0, &mut head).unwrap(), 8);
