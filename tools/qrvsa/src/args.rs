@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::vhdx::args::Vhdx;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use qrvsa_api::error::EXIT_CODES;
 use qrvsa_api::names::{FsName, check_name};
@@ -102,6 +103,9 @@ pub enum Command {
     /// Look at what is on devices.
     #[command(subcommand)]
     Debug(Debug),
+    /// VHDX files: make, check, repair, convert and more, without the daemon.
+    #[command(subcommand)]
+    Vhdx(Vhdx),
     /// Generate files for packages.
     #[command(subcommand, hide = true)]
     Generate(Generate),

@@ -21,6 +21,9 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
     if let Command::Generate(what) = &cli.command {
         return generate(what);
     }
+    if let Command::Vhdx(command) = &cli.command {
+        return crate::vhdx::run(command, cli.json);
+    }
     let session = Session { client: Client::new(&cli.socket)?, json: cli.json };
     match &cli.command {
         Command::Pool(command) => session.pool(command),
@@ -36,7 +39,7 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
         Command::Job(Job::List) => session.show(&session.client.jobs()?, |jobs| show::jobs(jobs)),
         Command::Job(Job::Wait { id }) => session.wait(session.client.job(id)?),
         Command::Debug(command) => session.debug(command),
-        Command::Generate(_) => Ok(0),
+        Command::Generate(_) | Command::Vhdx(_) => Ok(0),
     }
 }
 

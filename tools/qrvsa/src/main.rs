@@ -14,6 +14,7 @@ mod target;
 mod target_args;
 mod target_show;
 mod ui;
+mod vhdx;
 
 use std::process::ExitCode;
 
