@@ -239,7 +239,18 @@ mod damage {
     fn use_image(bytes: &[u8], write: bool) {
         let file = SimFile::new();
         file.write_at(bytes, 0).unwrap();
-        let Ok(image) = Image::load(file.clone(), write, &env(), |_| load(&scattered(), false)) else { return };
+        let parent = |_: &format::ParentLocator| {
+            // The parent that the child was made for.
+            let guid: [u8; 16] = std::array::from_fn(|i| i as u8);
+            let mut image = dynamic();
+            image.headers(|image, at| {
+                image.put(at + 32, &guid);
+            });
+            let file = SimFile::new();
+            file.write_at(&image.bytes, 0).unwrap();
+            load(&file, false)
+        };
+        let Ok(image) = Image::load(file.clone(), write, &env(), parent) else { return };
         let mut at = 0;
         for _ in 0..64 {
             let Ok(extent) = image.extent(at) else { break };
@@ -257,6 +268,15 @@ mod damage {
             let _ = image.compact(&mut |_, _| {});
             let _ = image.resize(MIB, true);
             let _ = image.close();
+        }
+    }
+
+    #[test]
+    fn sound_images_are_opened() {
+        for image in [dynamic(), dirty()] {
+            let file = SimFile::new();
+            file.write_at(&image.bytes, 0).unwrap();
+            assert_eq!(load(&file, true).unwrap().size(), 8 * MIB);
         }
     }
 
