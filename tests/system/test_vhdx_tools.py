@@ -81,7 +81,9 @@ def reads_as(t, path, wanted, parents=(), qemu=True, pyvhdi=True):
     """Every reader gets these bytes."""
     size, wanted = len(wanted), sha(wanted)
     same(sha_of_command([binary("qrvsa"), "vhdx", "read", path, "0", str(size)]), wanted, "our reading of " + path)
-    same(sha_of_command(["7zz", "x", "-so", "-tvhdx", path]), wanted, "7zz's reading of " + path)
+    # 7zz ends with an error at the end of a parent that is smaller
+    if all(parent["disk_bytes"] >= size for parent in answer("info", path)["parents"]):
+        same(sha_of_command(["7zz", "x", "-so", "-tvhdx", path]), wanted, "7zz's reading of " + path)
     raw = path + ".raw"
     answer("convert", "--force", path, raw)
     with open(raw, "rb") as f:
