@@ -3,6 +3,7 @@
 //! The modules are the layers of the architecture picture in `docs/architecture.md`; imports run downwards only:
 //!
 //! ```text
+//!  share     volumes as VHDX files beside a filesystem
 //!  volume    block volumes: one object each
 //!  fs        POSIX objects: inodes, directories, xattrs
 //!  object    file and volume contents: dirty data, holes, extents, read path
@@ -28,6 +29,7 @@ pub mod fs;
 pub mod object;
 pub mod pool;
 pub mod record;
+pub mod share;
 pub mod tree;
 pub mod txg;
 pub mod vhdx;

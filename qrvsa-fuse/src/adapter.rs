@@ -133,11 +133,15 @@ impl Adapter {
     }
 
     fn reply_entry(&self, operation: &'static str, result: Reply<Attr>, reply: ReplyEntry) {
+        self.reply_entry_for(operation, result, ENTRY_TTL, reply);
+    }
+
+    fn reply_entry_for(&self, operation: &'static str, result: Reply<Attr>, name_ttl: Duration, reply: ReplyEntry) {
         match self.shown(operation, result) {
             Ok((attr, ttl)) => {
                 // the kernel counts a look-up with this answer, and may take it back at once
                 self.ops.remember(attr.ino.0);
-                reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION);
+                reply.entry_with_ttls(&ttl, &name_ttl, &attr, GENERATION);
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -241,6 +245,9 @@ impl fuser::Filesystem for Adapter {
             b"." => ops.getattr(parent.0),
             name => ops.lookup(parent.0, name),
         });
+        if !self.ops.may_cache_name(parent.0, name.as_bytes()) {
+            return self.reply_entry_for("lookup", result, Duration::ZERO, reply);
+        }
         if result == Err(Errno::ENOENT) && name != "." && name != ".." {
             // Inode 0: "does not exist", and the kernel may remember that.
             let nothing = convert::bare_attr(0, FileType::RegularFile);
@@ -411,7 +418,8 @@ impl fuser::Filesystem for Adapter {
             Ok((shown, _)) => {
                 // One TTL for the name and the attributes. The kernel drops the latter at the first write anyway.
                 let ttl = if has_set_id(attr.mode) { Duration::ZERO } else { ENTRY_TTL };
-                let (handle, opened) = open_file(flags, self.late_errors);
+                let direct = if self.ops.may_cache(attr.ino) { 0 } else { libc::O_DIRECT };
+                let (handle, opened) = open_file(flags | direct, self.late_errors);
                 self.ops.remember(attr.ino);
                 reply.created(&ttl, &shown, GENERATION, handle, opened);
             }
@@ -428,7 +436,9 @@ impl fuser::Filesystem for Adapter {
         match self.run("open", ino, |ops| ops.open(caller(request), ino.0, truncate)) {
             Ok(()) => {
                 self.opens.add(ino.0);
-                let (handle, opened) = open_file(flags.0, self.late_errors);
+                // what changes beneath the kernel is read anew each time
+                let direct = if self.ops.may_cache(ino.0) { 0 } else { libc::O_DIRECT };
+                let (handle, opened) = open_file(flags.0 | direct, self.late_errors);
                 reply.opened(handle, opened);
             }
             Err(errno) => reply.error(shown_errno(errno)),

@@ -1,5 +1,6 @@
 //! A target without a pool: `serve LISTEN[,LISTEN...] IQN LUN=BACKING...`, where BACKING is `null:BYTES`, `memory:BYTES`, or
-//! `file:PATH`, each with options after commas: `thin`, `readonly`, `removable`, `block=BYTES`. Everybody may log in.
+//! `file:PATH`, each with options after commas: `thin`, `readonly`, `removable`, `block=BYTES`,
+//! `exponent=N` (logical blocks in a physical one). Everybody may log in.
 //! Prints the addresses it listens on, one a line, and serves until its input ends.
 
 use std::error::Error;
@@ -33,6 +34,7 @@ fn unit(text: &str) -> Result<Unit, Box<dyn Error>> {
             }
             ("removable", _) => config.removable = true,
             ("block", bytes) => config.block_bytes = bytes.parse()?,
+            ("exponent", power) => config.physical_block_exponent = power.parse()?,
             _ => return Err(format!("unknown option {word}").into()),
         }
     }

@@ -5,7 +5,7 @@
 #
 #   PEERS="qrvsa btrfs zfsfuse gluster"   also: ext4 (the bare disk)
 #   SIZE_MB DISK_MB RT CAP REPS META_N META_CAP   sizes, see README.md; the defaults here take about twenty minutes on two cores
-#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks
+#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks   ISCSI=0  without iSCSI
 #   OUT=DIR       keep the JSON of every figure there       DOC=FILE   write the tables elsewhere
 set -u
 cd "$(dirname "$0")" || exit 1
@@ -62,5 +62,9 @@ fi
 
 printf '\n'
 ./table.py "$out" "$DOC" || failed=1
+if [ "${ISCSI:-1}" = 1 ]; then
+  printf '\n== iSCSI (after %d s)\n' $((SECONDS - begin))
+  ./iscsi.py "$DOC" || failed=1
+fi
 printf '\n%d s; tables written to %s\n' $((SECONDS - begin)) "${DOC#"$ROOT"/}"
 exit "$failed"

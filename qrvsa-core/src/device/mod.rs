@@ -21,6 +21,7 @@ mod tests;
 mod uring;
 
 pub use batch::{IoBatch, Outcome};
+pub(crate) use open::open_growing;
 pub use open::{OpenOptions, open};
 pub use signature::contains_foreign_data;
 pub use spec::DeviceSpec;
@@ -48,7 +49,7 @@ pub struct DeviceInfo {
     pub rotational: bool,
     /// Discard gives space back.
     pub discard: bool,
-    /// What backs it: `"block"`, `"file"`, `"sim"`.
+    /// What backs it: `"block"`, `"file"`, `"vhdx"`, `"sim"`.
     pub kind: &'static str,
 }
 
@@ -81,6 +82,9 @@ pub enum Request {
         len: u64,
     },
 }
+
+/// Something that is kept until a request has been answered, however long that takes.
+pub(crate) type Guard = Box<dyn std::any::Any + Send>;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,4 +130,18 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// What changed, in words.
     fn check_presence(&self) -> std::result::Result<(), IoError>;
+
+    /// What the device takes of a filesystem under it, and what that has left; `None` where nothing grows.
+    fn host_space(&self) -> Option<HostSpace> {
+        None
+    }
+}
+
+/// Space of a filesystem that a growing device lies on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostSpace {
+    /// Bytes the device takes of it.
+    pub taken_bytes: u64,
+    /// Bytes it has left.
+    pub free_bytes: u64,
 }

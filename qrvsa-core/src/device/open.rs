@@ -49,6 +49,16 @@ pub(super) fn open_uring(path: &Path, options: OpenOptions) -> Result<UringDevic
     opened.map(UringDevice::new)
 }
 
+/// Opens a file whose length is somebody else's affair: requests may go anywhere, and nobody is kept out.
+///
+/// # Errors
+/// As for [`open`].
+pub(crate) fn open_growing(path: &Path, read_only: bool) -> Result<UringDevice> {
+    let mut file = open_existing(path, OpenOptions { read_only, ..OpenOptions::default() })?;
+    file.info.size_bytes = i64::MAX as u64 / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+    Ok(UringDevice::new(file))
+}
+
 /// Makes the file unless something is there already. Returns whether it did.
 fn create(path: &Path, size: u64, read_only: bool) -> Result<bool> {
     let size = size - size % BLOCK_SIZE as u64;

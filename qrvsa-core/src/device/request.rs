@@ -5,7 +5,7 @@ use crate::buf::BLOCK_SIZE;
 
 impl Request {
     /// Bytes the request reads, writes or discards; 0 for a flush. `None` if they exceed `u64`.
-    pub(super) fn len_bytes(&self) -> Option<u64> {
+    pub(crate) fn len_bytes(&self) -> Option<u64> {
         let add = |sum: u64, len: usize| sum.checked_add(len as u64);
         match self {
             Request::Read { bufs, .. } => bufs.iter().try_fold(0, |sum, b| add(sum, b.len())),
@@ -16,7 +16,7 @@ impl Request {
     }
 
     /// First byte; 0 for a flush.
-    pub(super) fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         match self {
             Request::Read { offset, .. } | Request::Write { offset, .. } | Request::Discard { offset, .. } => *offset,
             Request::Flush => 0,
@@ -24,12 +24,12 @@ impl Request {
     }
 
     /// Whether the request may change the medium.
-    pub(super) fn is_change(&self) -> bool {
+    pub(crate) fn is_change(&self) -> bool {
         matches!(self, Request::Write { .. } | Request::Discard { .. })
     }
 
     /// What the request does, for an error.
-    pub(super) fn describe(&self, device: &dyn std::fmt::Display) -> String {
+    pub(crate) fn describe(&self, device: &dyn std::fmt::Display) -> String {
         let (offset, len) = (self.offset(), self.len_bytes().unwrap_or(u64::MAX));
         match self {
             Request::Read { .. } => format!("read of {len} bytes at {offset} from {device}"),
@@ -41,7 +41,7 @@ impl Request {
     }
 
     /// Checks alignment (offset, lengths and addresses are multiples of 4 KiB) and bounds, and returns the length.
-    pub(super) fn check(&self, size_bytes: u64, device: &dyn std::fmt::Display) -> Result<u64, IoError> {
+    pub(crate) fn check(&self, size_bytes: u64, device: &dyn std::fmt::Display) -> Result<u64, IoError> {
         let whole =
             |len: usize, ptr: *const u8| len.is_multiple_of(BLOCK_SIZE) && ptr.addr().is_multiple_of(BLOCK_SIZE);
         let aligned = self.offset().is_multiple_of(BLOCK_SIZE as u64)

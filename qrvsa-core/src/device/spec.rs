@@ -1,4 +1,4 @@
-//! How a person names a device: `PATH`, or `PATH:SIZE` for a file to be made.
+//! How a person names a device: `PATH`, or `PATH:SIZE` for a file to be made; with `vhdx:` before it, for a container.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct DeviceSpec {
     /// Where it is.
     pub path: PathBuf,
+    /// It is a VHDX file, or is to be one.
+    pub vhdx: bool,
     /// Size in bytes of the file to make, a multiple of 4 KiB; `None` for a device or file that exists.
     pub create_size: Option<u64>,
 }
@@ -20,12 +22,13 @@ pub struct DeviceSpec {
 impl FromStr for DeviceSpec {
     type Err = Error;
 
-    /// Parses `PATH` or `PATH:SIZE`; sizes as in [`parse_size`], rounded down to 4 KiB.
+    /// Parses `[vhdx:]PATH` or `[vhdx:]PATH:SIZE`; sizes as in [`parse_size`], rounded down to 4 KiB.
     ///
     /// What follows the last colon is a size if it is written as one with a unit, or is a plain number of at least 4096:
     /// names in `/dev/disk/by-path` end in things like `:0`.
     fn from_str(text: &str) -> Result<DeviceSpec> {
         let block = BLOCK_SIZE as u64;
+        let (vhdx, text) = text.strip_prefix("vhdx:").map_or((false, text), |rest| (true, rest));
         let (path, create_size) = match text.rsplit_once(':') {
             Some((path, tail)) if !tail.contains('/') => match parse_size(tail) {
                 Ok(bytes) if bytes >= block => (path, Some(bytes - bytes % block)),
@@ -39,13 +42,13 @@ impl FromStr for DeviceSpec {
         if path.is_empty() || path.contains('\0') {
             return Err(Error::new(ErrorKind::Invalid, format!("\"{text}\" does not name a device")));
         }
-        Ok(DeviceSpec { path: path.into(), create_size })
+        Ok(DeviceSpec { path: path.into(), vhdx, create_size })
     }
 }
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
+        write!(f, "{}{}", if self.vhdx { "vhdx:" } else { "" }, self.path.display())?;
         match self.create_size {
             Some(bytes) => write!(f, ":{bytes}"),
             None => Ok(()),
@@ -77,8 +80,11 @@ mod tests {
             let spec: DeviceSpec = text.parse().unwrap();
             assert_eq!((spec.path.to_str().unwrap(), spec.create_size), (path, create_size), "{text}");
             assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
+            let container: DeviceSpec = format!("vhdx:{text}").parse().unwrap();
+            assert_eq!(container, DeviceSpec { vhdx: true, ..spec });
+            assert_eq!(container.to_string().parse::<DeviceSpec>().unwrap(), container);
         }
-        for text in ["", ":64M", "/a:1K", "/a:0M", "/a\0b"] {
+        for text in ["", ":64M", "/a:1K", "/a:0M", "/a\0b", "vhdx:", "vhdx::1G"] {
             assert!(text.parse::<DeviceSpec>().is_err(), "{text}");
         }
     }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Completions, Outcome};
-use super::{Device, DeviceInfo, IoError, Request, probe};
+use super::{Device, DeviceInfo, Guard, IoError, Request, probe};
 use entry::Entry;
 pub(super) use file::DeviceFile;
 
@@ -41,6 +41,31 @@ impl UringDevice {
     /// same durability: a flush is `fdatasync`, a durable write is synchronous.
     pub fn direct_io(&self) -> bool {
         self.file.direct
+    }
+
+    /// Starts requests as [`Device::submit`] does, each with something that is let go when it has been answered.
+    pub(crate) fn submit_guarded(&self, requests: Vec<(u64, Request, Guard)>, completions: &Arc<Completions>) {
+        let admit = |(tag, request, guard)| {
+            let mut entry = self.admit(tag, request, completions)?;
+            entry.set_guard(guard);
+            Some(entry)
+        };
+        self.queue(requests.into_iter().filter_map(admit).collect());
+    }
+
+    /// Device and inode of the open file.
+    pub(crate) fn identity(&self) -> nix::Result<(u64, u64)> {
+        nix::sys::stat::fstat(&self.file.fd).map(|stat| (stat.st_dev, stat.st_ino))
+    }
+
+    fn queue(&self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        ring::with_local(|ring| match ring {
+            Some(ring) => ring.queue(&self.file, entries),
+            None => entries.into_iter().for_each(blocking::execute),
+        });
     }
 
     /// Checks a request; answers it at once if it is wrong or empty.
@@ -83,14 +108,7 @@ impl Device for UringDevice {
 
     fn submit(&self, requests: Vec<(u64, Request)>, completions: &Arc<Completions>) {
         let admit = |(tag, request)| self.admit(tag, request, completions);
-        let entries: Vec<Entry> = requests.into_iter().filter_map(admit).collect();
-        if entries.is_empty() {
-            return;
-        }
-        ring::with_local(|ring| match ring {
-            Some(ring) => ring.queue(&self.file, entries),
-            None => entries.into_iter().for_each(blocking::execute),
-        });
+        self.queue(requests.into_iter().filter_map(admit).collect());
     }
 
     fn kick(&self) {

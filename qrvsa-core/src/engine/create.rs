@@ -146,10 +146,15 @@ impl Pool {
             root: Root::EMPTY,
         }));
         pool.install_bitmap_loader();
-        pool.add_dataset("", ROOT_DATASET)?;
-        pool.commit()?;
-        for (device, label) in devices.iter().zip(&labels) {
-            write_label(device, label)?;
+        let begin = || {
+            pool.add_dataset("", ROOT_DATASET)?;
+            pool.commit()?;
+            devices.iter().zip(&labels).try_for_each(|(device, label)| write_label(device, label))
+        };
+        if let Err(e) = begin() {
+            // the pool and its datasets hold each other, and the devices
+            pool.abandon();
+            return Err(e);
         }
         Ok(pool)
     }

@@ -114,8 +114,12 @@ impl Pool {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
                     // from here on the pool is written to: no older state is good any more, an error ends the import
-                    if !pool.options.read_only {
-                        pool.become_writable(choice, &candidates)?;
+                    if !pool.options.read_only
+                        && let Err(e) = pool.become_writable(choice, &candidates)
+                    {
+                        // the pool and its datasets hold each other, and the devices
+                        pool.abandon();
+                        return Err(e);
                     }
                     if choice.txg != newest_txg {
                         let text = format!(
@@ -331,7 +335,10 @@ impl Pool {
         pool.jobs.restore(jobs);
         pool.blobs.restore(&blobs)?;
         for entry in &datasets {
-            pool.attach_dataset(entry)?;
+            if let Err(e) = pool.attach_dataset(entry) {
+                pool.abandon();
+                return Err(e);
+            }
         }
         pool.update_claims()?;
         Ok(pool)

@@ -175,7 +175,9 @@ pub fn possible_devices(dir: &Path) -> Result<Vec<PathBuf>> {
         let path = entry.path();
         let Ok(meta) = std::fs::metadata(&path) else { continue };
         let kind = meta.file_type();
-        if kind.is_block_device() || (kind.is_file() && meta.len() >= layout::DEVICE_BYTES_MIN) {
+        // A container may be smaller than what it holds.
+        let large = meta.len() >= layout::DEVICE_BYTES_MIN;
+        if kind.is_block_device() || (kind.is_file() && (large || crate::vhdx::is_vhdx(&path))) {
             paths.push(path);
         }
     }

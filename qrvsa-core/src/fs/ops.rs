@@ -254,6 +254,16 @@ pub trait Operations: Send + Sync + 'static {
     fn seek_data(&self, ino: Ino, offset: u64) -> Result<u64>;
     /// `SEEK_HOLE`: the next hole at or after `offset`; the end of the file is one. `ENXIO` at or beyond the end.
     fn seek_hole(&self, ino: Ino, offset: u64) -> Result<u64>;
+    /// Whether the inode changes by these operations alone, so that its contents may be remembered by the caller.
+    fn may_cache(&self, ino: Ino) -> bool {
+        let _ = ino;
+        true
+    }
+    /// The same for a name in a directory, found or not.
+    fn may_cache_name(&self, parent: Ino, name: &[u8]) -> bool {
+        let _ = (parent, name);
+        true
+    }
     /// Copies bytes between files of this filesystem; returns how many.
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64>;
 }

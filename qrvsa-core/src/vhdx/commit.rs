@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 
 use super::format::log::Change;
-use super::format::{BatEntry, BatSlot, BitmapState, MIB, PayloadState};
+use super::format::{BatEntry, BatSlot, BitmapState, Guid, MIB, PayloadState};
 use super::image::{Image, Shape};
 use super::journal::{self, Journal};
 use super::pages::WORDS;
@@ -37,6 +37,17 @@ impl Image {
     pub fn uncommitted_ns(&self) -> Option<u64> {
         let since = self.space.lock().dirty_since_ns?;
         Some(self.env.clock.monotonic_ns().saturating_sub(since))
+    }
+
+    /// Whether a flush of the file alone would not make everything durable that was written.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let space = self.space.lock();
+        space.committing || !space.dirty_pages.is_empty()
+    }
+
+    /// Whether a commit failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     pub(super) fn check_usable(&self) -> Result<()> {
@@ -75,6 +86,7 @@ impl Image {
             let pages = std::mem::take(&mut space.dirty_pages);
             let changes: Vec<Change> = pages.iter().map(|(offset, page)| page.change(*offset)).collect();
             (space.freed_bytes, space.dirty_since_ns) = (0, None);
+            space.committing = !pages.is_empty();
             (pages, changes, std::mem::take(&mut space.freed))
         };
         changes.extend(more);
@@ -88,6 +100,7 @@ impl Image {
         journal.append(&*self.file, changes.clone(), length, self.random_guid())?;
         journal::make(&*self.file, &changes)?;
         pages.values().for_each(|page| page.unpin());
+        self.space.lock().committing = false;
         for (offset, length) in freed {
             // What cannot be given back to the filesystem is zeroed when it is used again.
             let _ = self.file.zero(offset, length, true);
@@ -98,6 +111,11 @@ impl Image {
 
     /// To be called before every change: of what the disk's user sees (`disk`), or of the file only.
     pub(super) fn begin_change(&self, disk: bool) -> Result<()> {
+        self.begin_change_as(disk, self.random_guid())
+    }
+
+    /// The same; if the contents get a new identity, then this one.
+    pub(super) fn begin_change_as(&self, disk: bool, data_guid: Guid) -> Result<()> {
         let wanted = FILE_CHANGES | if disk { DISK_CHANGES } else { 0 };
         if self.modified.load(Ordering::Acquire) & wanted == wanted {
             return self.check_usable();
@@ -117,7 +135,7 @@ impl Image {
         let failed = self.failed("cannot grow");
         let (offset, length) = (journal.header().log_offset, u64::from(journal.header().log_length));
         self.file.reserve(offset, length).map_err(failed)?;
-        let (file_guid, data_guid) = (self.random_guid(), self.random_guid());
+        let file_guid = self.random_guid();
         let updated = journal.update_header(&*self.file, |header| {
             if done & FILE_CHANGES == 0 {
                 header.file_write_guid = file_guid;

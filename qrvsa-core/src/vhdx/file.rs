@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 
+use crate::device::HostSpace;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long an open waits for a lock that somebody is just about to release.
@@ -69,8 +70,8 @@ pub struct HostFile {
     file: File,
     path: PathBuf,
     identity: (u64, u64),
-    /// Holds the lock. Another open file than `file`, whose descriptors may be duplicated and live longer.
-    _claim: File,
+    /// Holds the lock, if there is one. Another open file than `file`, whose descriptors may be duplicated and live longer.
+    _claim: Option<File>,
 }
 
 impl HostFile {
@@ -90,7 +91,16 @@ impl HostFile {
         let claim = options(false).map_err(|e| io_error(path, "cannot open", e))?;
         lock(&claim, path, write)?;
         let file = options(write).map_err(|e| io_error(path, "cannot open", e))?;
-        Self::same(path, claim, file)
+        Self::same(path, Some(claim), file)
+    }
+
+    /// Opens a file for a look, whoever uses it. What is read may change at any moment.
+    ///
+    /// # Errors
+    /// As for [`HostFile::open`], but never [`ErrorKind::Busy`].
+    pub fn look(path: &Path) -> Result<HostFile> {
+        let file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(path);
+        Self::same(path, None, file.map_err(|e| io_error(path, "cannot open", e))?)
     }
 
     /// Makes a new, empty file, locked exclusively.
@@ -102,14 +112,16 @@ impl HostFile {
         let file = file.map_err(|e| io_error(path, "cannot create", e))?;
         let claim = File::open(path).map_err(|e| io_error(path, "cannot open", e))?;
         lock(&claim, path, true)?;
-        Self::same(path, claim, file)
+        Self::same(path, Some(claim), file)
     }
 
-    fn same(path: &Path, claim: File, file: File) -> Result<HostFile> {
+    fn same(path: &Path, claim: Option<File>, file: File) -> Result<HostFile> {
         let identity =
             |f: &File| f.metadata().map(|m| (m.dev(), m.ino())).map_err(|e| io_error(path, "cannot open", e));
         let found = identity(&file)?;
-        if found != identity(&claim)? {
+        if let Some(claim) = &claim
+            && found != identity(claim)?
+        {
             crate::fail!(Busy, "{} was replaced while it was opened", path.display());
         }
         Ok(HostFile { file, path: path.to_path_buf(), identity: found, _claim: claim })
@@ -123,12 +135,16 @@ impl HostFile {
         Ok(self.file.metadata()?.nlink() > 0)
     }
 
-    /// Bytes of the filesystem that the file takes.
+    /// Space the file takes, and what its filesystem has left for it.
     ///
     /// # Errors
     /// What the system says.
-    pub fn allocated(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks() * 512)
+    pub fn host_space(&self) -> io::Result<HostSpace> {
+        let filesystem = nix::sys::statvfs::fstatvfs(&self.file)?;
+        Ok(HostSpace {
+            taken_bytes: self.file.metadata()?.blocks() * 512,
+            free_bytes: filesystem.blocks_available().saturating_mul(filesystem.fragment_size()),
+        })
     }
 
     fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> nix::Result<()> {

@@ -36,6 +36,8 @@ pub(super) struct Allocation {
     /// Runs of the file that the table gives up with the next commit: offset and length.
     pub freed: Vec<(u64, u64)>,
     pub freed_bytes: u64,
+    /// A commit of pages that were dirty is under way.
+    pub committing: bool,
     /// Monotonic time at which the oldest dirty page became so.
     pub dirty_since_ns: Option<u64>,
     /// File offsets of the pieces of the table that have space in the filesystem.

@@ -2,6 +2,7 @@
 //! count of blocks is right.
 
 use super::settings::{Settings, VOLUME_OBJECT, settings_key};
+use super::side::{SIDE_BYTES_MAX, SIDE_OBJECT};
 use crate::error::Result;
 use crate::fs::store::ItemSource;
 use crate::object::{KIND_EXTENT, KIND_SPACE};
@@ -50,6 +51,8 @@ pub fn check<S: ItemSource>(source: &S, report: &mut dyn FnMut(String)) -> Resul
                     }
                     Err(e) => report(format!("the record at {}: {e}", key.offset)),
                 },
+                // headers and log of its VHDX face
+                KIND_EXTENT | KIND_SPACE if key.object == SIDE_OBJECT && key.offset < SIDE_BYTES_MAX => {}
                 KIND_SPACE if key.object == VOLUME_OBJECT => match value.as_ref().try_into() {
                     Ok(bytes) => stored = u64::from_le_bytes(bytes),
                     Err(_) => report("the count of blocks is not eight bytes long".to_owned()),

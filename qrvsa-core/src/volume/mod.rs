@@ -18,6 +18,7 @@
 mod check;
 mod locks;
 mod settings;
+mod side;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use parking_lot::Mutex;
 pub use check::check;
 pub use settings::{RECORD_BYTES_DEFAULT, SIZE_BYTES_MAX, Settings, Spec, VOLUME_OBJECT};
 pub(crate) use settings::{check_size, settings_key};
+pub(crate) use side::SIDE_BLOCK;
 
 use crate::dataset::Dataset;
 use crate::error::{ErrorKind, Result};

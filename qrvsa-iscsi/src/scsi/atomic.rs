@@ -16,6 +16,10 @@ pub(crate) fn compare_and_write(call: &Call) -> Outcome {
     call.check_protect()?;
     let blocks = compare_blocks(call.cdb);
     call.check_range(blocks)?;
+    if call.expected != blocks.count * call.block() * 2 {
+        // who compares with other data than those it sends has not written what it thinks
+        return Err(Sense::cdb_field(13, 7).into());
+    }
     let bytes = usize::try_from(blocks.count * call.block()).unwrap_or(usize::MAX);
     let (Some(expected), Some(new)) = (call.data.get(..bytes), call.data.get(bytes..bytes * 2)) else {
         return Err(Sense::SHORT_DATA.into());

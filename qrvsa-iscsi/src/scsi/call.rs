@@ -38,9 +38,12 @@ pub(crate) struct Call<'a> {
     pub unit: &'a Arc<Unit>,
     pub shape: &'a Shape,
     pub nexus: &'a Arc<Nexus>,
+    pub task_tag: u32,
     pub entry: &'a Entry,
     pub cdb: &'a [u8; 16],
     pub data: &'a [u8],
+    /// Bytes that the initiator means to send.
+    pub expected: u64,
     /// Must not wait.
     pub now: bool,
 }

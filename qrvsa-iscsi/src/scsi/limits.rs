@@ -5,14 +5,16 @@ use super::vpd::blocks32;
 
 /// Longest transfer of one command, bytes. Bounds the memory that a command takes.
 pub(crate) const TRANSFER_BYTES_MAX: u64 = 16 << 20;
+/// Longest VERIFY that only reads, bytes.
+pub(crate) const VERIFY_BYTES_MAX: u64 = 1 << 30;
 /// Most blocks of COMPARE AND WRITE.
 pub(crate) const COMPARE_BLOCKS_MAX: u8 = 255;
 /// Most descriptors of one UNMAP.
 pub(crate) const UNMAP_DESCRIPTORS_MAX: u32 = 256;
-/// Most bytes given back by one UNMAP.
-const UNMAP_BYTES_MAX: u64 = 1 << 40;
+/// Most blocks given back by one UNMAP.
+const UNMAP_BLOCKS_MAX: u32 = 1 << 20;
 /// Most bytes that one WRITE SAME fills.
-const WRITE_SAME_BYTES_MAX: u64 = 8 << 30;
+const WRITE_SAME_BYTES_MAX: u64 = TRANSFER_BYTES_MAX;
 /// Bytes in a set of blocks that thin provisioning thresholds count.
 pub(crate) const THRESHOLD_SET_BYTES: u64 = 1 << 20;
 /// Work is done in pieces of so many bytes where the data need not be in memory as a whole.
@@ -40,7 +42,7 @@ impl Limits {
         Self {
             transfer,
             granularity,
-            unmap: blocks32(UNMAP_BYTES_MAX, shape.block),
+            unmap: UNMAP_BLOCKS_MAX,
             unmap_granularity: preferred,
             write_same: WRITE_SAME_BYTES_MAX / u64::from(shape.block),
             atomic: blocks32(shape.backing.atomic_bytes_max().min(TRANSFER_BYTES_MAX), shape.block).min(transfer),

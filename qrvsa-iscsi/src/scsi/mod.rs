@@ -78,6 +78,8 @@ pub struct Command {
     pub attribute: TaskAttribute,
     /// Initiator task tag, for the log and for task management.
     pub task_tag: u32,
+    /// Bytes of data-out that the initiator means to send; 0 for a command without. Some commands must check it.
+    pub data_out_expected: u64,
 }
 
 /// How a command ended.

@@ -25,10 +25,12 @@ pub(crate) struct Pages {
 
 const CACHING: (u8, u8) = (0x08, 0);
 const CONTROL: (u8, u8) = (0x0a, 0);
+const PROVISIONING: (u8, u8) = (0x1c, 2);
+/// Where the provisioning page has the count of its threshold.
+const THRESHOLD_COUNT: std::ops::Range<usize> = 16..20;
 const WCE: (usize, u8) = (0, 0x04);
 const D_SENSE: (usize, u8) = (0, 0x04);
 const SWP: (usize, u8) = (2, 0x08);
-const TAS: (usize, u8) = (3, 0x40);
 
 impl Pages {
     pub(crate) fn new(config: &UnitConfig) -> Self {
@@ -60,10 +62,13 @@ impl Pages {
         let reorder = (1, 0x10);
         let busy_timeout = [(6, 0xff), (7, 0xff)];
         let control = [when(config.descriptor_sense, D_SENSE), reorder, busy_timeout[0], busy_timeout[1]];
-        add(CONTROL.0, 0, 10, &control, &[D_SENSE, SWP, TAS]);
+        add(CONTROL.0, 0, 10, &control, &[D_SENSE, SWP]);
         add(CONTROL.0, 1, 28, &[], &[]);
         if config.device_type == super::config::DeviceType::Disk {
             add(0x1c, 0, 10, &[], &[]);
+            // one soft threshold, which arms when the used resources (02h) grow beyond it
+            let enabled = if config.soft_threshold_percent == 0 { 0 } else { 0x80 };
+            add(PROVISIONING.0, PROVISIONING.1, 20, &[(12, enabled | 1), (13, 2)], &[]);
         }
         let mut pages = Self { list };
         for own in &config.mode_pages {
@@ -101,11 +106,6 @@ impl Pages {
     /// Software write protection is on.
     pub(crate) fn write_protect(&self) -> bool {
         self.flag(CONTROL, SWP)
-    }
-
-    /// Aborted tasks are answered with TASK ABORTED.
-    pub(crate) fn task_aborted_status(&self) -> bool {
-        self.flag(CONTROL, TAS)
     }
 
     /// Back to the saved values.
@@ -196,7 +196,18 @@ pub(crate) fn mode_sense(call: &Call) -> Outcome {
             (_, 0xff) => p.page == code,
             _ => (p.page, p.subpage) == (code, subcode),
         });
-        wanted.for_each(|page| Pages::encode(page, control, savable, &mut pages));
+        for page in wanted {
+            if (page.page, page.subpage) != PROVISIONING || page.current.len() != THRESHOLD_COUNT.end {
+                Pages::encode(page, control, savable, &mut pages);
+            } else if call.shape.thin {
+                let from = pages.len() + 4;
+                Pages::encode(page, control, savable, &mut pages);
+                if control != 1 {
+                    let count = super::thin::threshold_sets(call.shape).to_be_bytes();
+                    pages[from + THRESHOLD_COUNT.start..from + THRESHOLD_COUNT.end].copy_from_slice(&count);
+                }
+            }
+        }
     }
     if pages.is_empty() {
         return Err(Sense::cdb_field(if subcode == 0 { 2 } else { 3 }, if subcode == 0 { 5 } else { 7 }).into());

@@ -2,7 +2,7 @@
 
 use super::bytes::byte;
 use super::call::{Blocks, Call, Outcome, Refusal};
-use super::limits::PIECE_BYTES;
+use super::limits::{PIECE_BYTES, VERIFY_BYTES_MAX};
 use super::sense::Sense;
 use super::stats;
 
@@ -65,6 +65,9 @@ pub(crate) fn verify(call: &Call) -> Outcome {
         2 => return Err(Sense::cdb_field(1, 2).into()),
         1 => call.check_transfer(blocks)?,
         _ => call.check_range(blocks)?,
+    }
+    if blocks.count * call.block() > VERIFY_BYTES_MAX {
+        return Err(call.length_field().into());
     }
     let block = call.block();
     let expected = match check {

@@ -2,13 +2,25 @@
 //! while it does, and after it has failed, the medium cannot be used.
 
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::bytes::{be16, byte};
 use super::call::{Call, Outcome, Refusal};
 use super::limits::PIECE_BYTES;
-use super::sense::Sense;
+use super::sense::{BUSY, Sense};
 use super::unit::{Shape, Unit};
+use crate::backing::Failure;
+
+/// Bytes overwritten in a second at most: other units want to be served meanwhile.
+const PACE_BYTES_PER_S: u64 = 256 << 20;
+/// Overwriting a unit takes no less than this: a small one is not a reason for a burst of writes, and whoever has aborted the command
+/// in error can still see that the work goes on.
+const OVERWRITE_MIN: Duration = Duration::from_secs(6);
 
 const IDLE: u8 = 0;
 const SANITIZING: u8 = 1;
@@ -22,6 +34,21 @@ const FAILED_UNRESTRICTED: u8 = 4;
 pub(crate) struct Sanitize {
     state: AtomicU8,
     progress: AtomicU16,
+    waiter: Mutex<Option<Waiter>>,
+    changed: Condvar,
+    /// Tests need not wait.
+    #[cfg(test)]
+    pub(crate) hasty: AtomicBool,
+}
+
+/// The command that waits for the end of the work.
+#[derive(Debug)]
+struct Waiter {
+    tsih: u16,
+    task_tag: u32,
+    /// It has been aborted: the work goes on without it.
+    abandoned: bool,
+    result: Option<Result<(), Failure>>,
 }
 
 impl Sanitize {
@@ -37,6 +64,46 @@ impl Sanitize {
             SANITIZING => Err(Sense::new(2, 0x04, 0x1b).progress(progress)),
             FORMATTING => Err(Sense::new(2, 0x04, 0x04).progress(progress)),
             _ => Err(Sense::new(3, 0x31, 0x03)),
+        }
+    }
+
+    fn overwrite_min(&self) -> Duration {
+        #[cfg(test)]
+        if self.hasty.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        OVERWRITE_MIN
+    }
+
+    /// Lets the waiting command go, if it is of this session and has this tag (`None`: any).
+    pub(crate) fn abandon(&self, tsih: Option<u16>, task_tag: Option<u32>) {
+        if let Some(waiter) = self.waiter.lock().as_mut()
+            && tsih.is_none_or(|tsih| tsih == waiter.tsih)
+            && task_tag.is_none_or(|tag| tag == waiter.task_tag)
+        {
+            waiter.abandoned = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn finish(&self, state: u8, result: Result<(), Failure>) {
+        let mut waiter = self.waiter.lock();
+        self.state.store(state, Ordering::Release);
+        if let Some(waiter) = waiter.as_mut() {
+            waiter.result = Some(result);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for the end of the work; `None`: the command was aborted.
+    fn wait(&self) -> Option<Result<(), Failure>> {
+        let mut slot = self.waiter.lock();
+        loop {
+            match slot.as_mut() {
+                Some(waiter) if waiter.result.is_none() && !waiter.abandoned => self.changed.wait(&mut slot),
+                Some(_) => return slot.take().and_then(|w| w.result),
+                None => return None,
+            }
         }
     }
 
@@ -66,8 +133,14 @@ enum Work {
     Erase,
 }
 
-fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Failure> {
+fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
     let size = shape.blocks() * u64::from(shape.block);
+    let begun = Instant::now();
+    let pace = |done: u64, all: u64| {
+        let by_rate = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
+        let by_share = unit.sanitize.overwrite_min().mul_f64(done as f64 / all.max(1) as f64);
+        std::thread::sleep(by_rate.max(by_share).saturating_sub(begun.elapsed()));
+    };
     let set = |done: u64, times: u8, time: u8| {
         let all = u128::from(size.max(1)) * u128::from(times.max(1));
         let part = (u128::from(size) * u128::from(time) + u128::from(done)) * 65535 / all;
@@ -94,6 +167,7 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Fa
                     shape.backing.write(at, part, false)?;
                     at += bytes;
                     set(at, *times, time);
+                    pace(size * u64::from(time) + at, size * u64::from(*times));
                 }
             }
         }
@@ -104,12 +178,14 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), crate::backing::Fa
 fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool) -> Outcome {
     call.unit.sanitize.begin(what)?;
     // what had begun before ends before
-    while !call.unit.ranges.drain(std::time::Duration::from_secs(60)) {
+    while !call.unit.ranges.drain(Duration::from_secs(60)) {
         tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", call.unit.lun);
     }
     let (unit, shape): (Arc<Unit>, Arc<Shape>) = (call.unit.clone(), call.unit.shape_arc());
     unit.watch.written_all();
-    let all = move || {
+    *unit.sanitize.waiter.lock() =
+        (!immediate).then(|| Waiter { tsih: call.nexus.tsih, task_tag: call.task_tag, abandoned: false, result: None });
+    let work = move || {
         let result = run(&unit, &shape, &work);
         let state = match &result {
             Ok(()) => IDLE,
@@ -119,28 +195,29 @@ fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool)
             }
         };
         unit.threshold.freed();
-        unit.sanitize.state.store(state, Ordering::Release);
-        result
+        unit.sanitize.finish(state, result);
     };
-    if !immediate {
-        return match all() {
-            Ok(()) => Ok(Vec::new()),
-            Err(failure) => Err(call.failed(&failure)),
-        };
-    }
     let name = format!("sanitize-{}", call.unit.lun);
-    match std::thread::Builder::new().name(name).spawn(all) {
-        Ok(_) => Ok(Vec::new()),
-        Err(error) => {
-            tracing::error!("LUN {}: no thread to sanitize: {error}", call.unit.lun);
-            call.unit.sanitize.state.store(IDLE, Ordering::Release);
-            Err(Sense::new(4, 0x44, 0x00).into())
-        }
+    if let Err(error) = std::thread::Builder::new().name(name).spawn(work) {
+        tracing::error!("LUN {}: no thread to sanitize: {error}", call.unit.lun);
+        call.unit.sanitize.waiter.lock().take();
+        call.unit.sanitize.state.store(IDLE, Ordering::Release);
+        return Err(Sense::new(4, 0x44, 0x00).into());
+    }
+    if immediate {
+        return Ok(Vec::new());
+    }
+    match call.unit.sanitize.wait() {
+        Some(Ok(())) => Ok(Vec::new()),
+        Some(Err(failure)) => Err(call.failed(&failure)),
+        // nobody waits for an answer
+        None => Err(Refusal::Status(BUSY)),
     }
 }
 
 /// SANITIZE, OVERWRITE: a list of 4 bytes and a pattern of at most a block.
 pub(crate) fn overwrite(call: &Call) -> Outcome {
+    check_reserved(call)?;
     check_writable(call)?;
     let length = usize::from(be16(call.cdb, 7));
     let list = call.data.get(..length).ok_or(Sense::PARAMETER_LENGTH)?;
@@ -162,6 +239,7 @@ pub(crate) fn overwrite(call: &Call) -> Outcome {
 
 /// SANITIZE, BLOCK ERASE.
 pub(crate) fn block_erase(call: &Call) -> Outcome {
+    check_reserved(call)?;
     check_writable(call)?;
     if be16(call.cdb, 7) != 0 {
         return Err(Sense::cdb_field(7, 7).into());
@@ -171,6 +249,7 @@ pub(crate) fn block_erase(call: &Call) -> Outcome {
 
 /// SANITIZE, EXIT FAILURE MODE: only after a sanitizing that allowed it (AUSE).
 pub(crate) fn exit_failure(call: &Call) -> Outcome {
+    check_reserved(call)?;
     if be16(call.cdb, 7) != 0 {
         return Err(Sense::cdb_field(7, 7).into());
     }
@@ -207,6 +286,17 @@ pub(crate) fn format(call: &Call) -> Outcome {
         immediate = options & 0x02 != 0;
     }
     start(call, FORMATTING, Work::Erase, immediate, true)
+}
+
+/// Reserved bits of SANITIZE are checked: it is not the command to guess at.
+fn check_reserved(call: &Call) -> Result<(), Refusal> {
+    if call.cdb[1] & 0x40 != 0 {
+        return Err(Sense::cdb_field(1, 6).into());
+    }
+    match (2..=6u16).find(|at| call.cdb[usize::from(*at)] != 0) {
+        Some(at) => Err(Sense::cdb_field(at, 7).into()),
+        None => Ok(()),
+    }
 }
 
 fn check_writable(call: &Call) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::attention::Attention;
 use super::bytes::{be16, be32, be64, clamp32, len32};
 use super::call::{Blocks, Call, Outcome, Refusal};
-use super::limits::{Limits, PIECE_BYTES, UNMAP_DESCRIPTORS_MAX};
+use super::limits::{Limits, PIECE_BYTES, THRESHOLD_SET_BYTES, UNMAP_DESCRIPTORS_MAX};
 use super::sense::Sense;
 use super::stats;
 use super::unit::{Shape, Unit};
@@ -92,16 +92,14 @@ pub(crate) fn write_same(call: &Call) -> Outcome {
     let block = call.block();
     let pattern = match (no_data, call.data.get(..usize::try_from(block).unwrap_or(0))) {
         (true, _) => &[],
-        (false, Some(data)) => data,
-        // the initiator sends no data at all
-        (false, None) if call.data.is_empty() => return Ok(Vec::new()),
-        (false, None) => return Err(Sense::SHORT_DATA.into()),
+        (false, Some(data)) if call.expected == block => data,
+        (false, _) => return Err(Sense::SHORT_DATA.into()),
     };
     if blocks.count == 0 {
         return Ok(Vec::new());
     }
-    let zeroes = pattern.iter().all(|b| *b == 0);
-    if unmap && zeroes {
+    if unmap {
+        // as LIO and tgt have it, whatever the block is: who wants data written does not ask for them to be unmapped
         unmap_run(call, blocks)?;
         stats::add(&call.unit.counters.unmaps, 1);
     } else {
@@ -215,6 +213,14 @@ impl Threshold {
     pub(crate) fn freed(&self) {
         self.since_look.store(LOOK_BYTES, Ordering::Relaxed);
     }
+}
+
+/// The soft threshold in sets of blocks.
+pub(crate) fn threshold_sets(shape: &Shape) -> u32 {
+    let space = shape.backing.space();
+    let total = u128::from(space.allocated_bytes) + u128::from(space.available_bytes);
+    let sets = total * u128::from(shape.config.soft_threshold_percent) / 100 / u128::from(THRESHOLD_SET_BYTES);
+    u32::try_from(sets).unwrap_or(u32::MAX)
 }
 
 fn reached(shape: &Shape) -> bool {

@@ -60,9 +60,8 @@ struct NexusState {
     prevents: bool,
 }
 
-/// The medium cannot be used: ejected, or stopped by START STOP UNIT.
-pub(crate) const STOPPED: u8 = 1;
-pub(crate) const EJECTED: u8 = 2;
+/// The medium cannot be used: it is ejected.
+pub(crate) const EJECTED: u8 = 1;
 
 pub(crate) struct Unit {
     pub lun: u64,
@@ -146,9 +145,6 @@ impl Unit {
         if !shape.config.online {
             // tgt tells an offline unit as one without a medium if it is removable
             return Err(if shape.config.removable { Sense::NO_MEDIUM } else { Sense::new(2, 0x04, 0x12) });
-        }
-        if medium & STOPPED != 0 {
-            return Err(Sense::new(2, 0x04, 0x02));
         }
         Ok(())
     }

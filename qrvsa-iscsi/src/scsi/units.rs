@@ -23,8 +23,8 @@ use super::{
 };
 use crate::backing::{Backing, NullBacking};
 
-/// How long a reset waits for the commands that it ends.
-const RESET_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the removal of a unit or a medium waits for the commands that it ends.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
 type Units = BTreeMap<u64, Arc<Unit>>;
 
@@ -163,7 +163,7 @@ impl TargetUnits {
         }
         self.units.store(Arc::new(units));
         self.end_tasks(None, Some(lun::encode(number)), None);
-        if !unit.ranges.drain(RESET_PATIENCE) {
+        if !unit.ranges.drain(REMOVAL_PATIENCE) {
             tracing::warn!("{} LUN {number}: removed with commands still running", self.name);
         }
         self.tokens.forget_unit(unit.serial);
@@ -247,7 +247,7 @@ impl TargetUnits {
             return Err(format!("LUN {number}: an initiator prevents the removal; --force overrides that"));
         }
         unit.set_medium(EJECTED);
-        unit.ranges.drain(RESET_PATIENCE);
+        unit.ranges.drain(REMOVAL_PATIENCE);
         unit.shape().backing.flush().map_err(|f| f.text)
     }
 
@@ -360,7 +360,18 @@ impl TargetUnits {
                 if table::supports(entry, &shape, entry.on == table::On::ExplicitAlua && self.alua.load().explicit) =>
             {
                 needs = entry.data_out_bytes(&cdb, u64::from(shape.block));
-                let call = Call { units: self, unit, shape: &shape, nexus, entry, cdb: &cdb, data, now };
+                let call = Call {
+                    task_tag: command.task_tag,
+                    units: self,
+                    unit,
+                    shape: &shape,
+                    nexus,
+                    entry,
+                    cdb: &cdb,
+                    data,
+                    expected: command.data_out_expected,
+                    now,
+                };
                 Self::checked(&call).and_then(|()| {
                     if cdb[0] == 0xa0 {
                         for unit in units.values() {
@@ -453,9 +464,7 @@ impl TargetUnits {
         let hit: Vec<_> = units.values().filter(|u| only.is_none_or(|n| n == u.lun)).collect();
         self.end_tasks(None, only.map(lun::encode), by);
         for unit in hit {
-            if !unit.ranges.drain(RESET_PATIENCE) {
-                tracing::warn!("{} LUN {}: reset with commands still running", self.name, unit.lun);
-            }
+            unit.sanitize.abandon(None, None);
             unit.reset(attention);
         }
     }
@@ -517,12 +526,13 @@ impl DeviceServer for TargetUnits {
         let (Some(number), Some(unit)) = (number, unit) else { return ManagementAnswer::LunDoesNotExist };
         match function {
             Management::LogicalUnitReset => self.reset_units(Some(number), Attention::UNIT_RESET, Some(nexus)),
+            Management::AbortTask(tag) => unit.sanitize.abandon(Some(nexus.tsih), Some(tag)),
+            Management::AbortTaskSet => unit.sanitize.abandon(Some(nexus.tsih), None),
             Management::ClearTaskSet => {
+                unit.sanitize.abandon(None, None);
                 let others = unit.live(|other| other.tsih != nexus.tsih);
                 self.end_tasks(Some(&others), Some(lun_field), None);
-                if !unit.pages.read().task_aborted_status() {
-                    unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
-                }
+                unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
             }
             _ => {}
         }

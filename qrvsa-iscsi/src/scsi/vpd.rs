@@ -127,7 +127,8 @@ fn block_limits(call: &Call) -> Vec<u8> {
 fn characteristics(call: &Call) -> Vec<u8> {
     let mut out = vec![0; 60];
     out[0..2].copy_from_slice(&call.shape.config.rotation_rate.to_be_bytes());
-    // sanitizing by overwriting needs nothing special afterwards; FUA forces to the medium
+    // after a block erase reads succeed; FUA forces to the medium
+    out[3] = 0x40;
     out[4] = 0x02;
     out
 }

@@ -46,7 +46,13 @@ impl Conn {
         cdb.extend_from_slice(&additional.extended_cdb);
         let (reads, writes) = (bhs.flags() & 0x40 != 0, bhs.flags() & 0x20 != 0);
         let expected = bhs.word20();
-        let command = Command { lun: bhs.lun(), cdb, attribute: attribute(bhs.flags()), task_tag: bhs.task_tag() };
+        let command = Command {
+            lun: bhs.lun(),
+            cdb,
+            attribute: attribute(bhs.flags()),
+            task_tag: bhs.task_tag(),
+            data_out_expected: if writes { expected.into() } else { 0 },
+        };
         let head = Head {
             serial: self.next_serial,
             lun: command.lun,

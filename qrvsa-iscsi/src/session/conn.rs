@@ -267,6 +267,7 @@ impl Conn {
         for event in self.mailbox.take() {
             self.event(event)?;
         }
+        self.catch_up()?;
         let mut rx = std::mem::take(&mut self.rx);
         let result = self.parse(&mut rx);
         self.rx = rx;
@@ -384,6 +385,11 @@ impl Conn {
         }
         self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
         self.in_turn(&bhs, pdu.ahs, pdu.data)?;
+        self.catch_up()
+    }
+
+    /// Takes what came early and whose turn it is now.
+    fn catch_up(&mut self) -> Result<()> {
         while !self.early.is_empty() {
             let Some(next) = self.early.remove(&self.exp_cmd_sn) else { break };
             self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
@@ -488,6 +494,9 @@ impl Conn {
             && self.pending.is_empty()
         {
             return close(why.clone());
+        }
+        if self.can_go_on() {
+            return Ok(());
         }
         let reading = self.closing.is_none() && self.out.bytes() < self.service.limits.data_in_bytes_max;
         let mut readable = reading && self.more;

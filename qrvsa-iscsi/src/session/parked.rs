@@ -47,6 +47,11 @@ impl Parking {
         }
     }
 
+    /// The task that is carried out meanwhile.
+    pub(crate) fn task(&self) -> Option<Arc<TaskControl>> {
+        self.0.lock().as_ref().map(|place| Arc::clone(&place.control))
+    }
+
     /// Takes a connection that has stood too long.
     fn steal(&self) -> Option<Box<Conn>> {
         let mut place = self.0.lock();

@@ -71,13 +71,8 @@ impl Conn {
             }
         }
         loop {
-            if let Some(Item::Command(ready)) = self.ready.front() {
-                let coming: usize = self.running.values().map(|bytes| *bytes as usize).sum();
-                let waiting = self.out.bytes().saturating_add(coming);
-                let more = ready.head.read_bytes() as usize;
-                if more > 0 && waiting > 0 && waiting.saturating_add(more) > self.service.limits.data_in_bytes_max {
-                    return None;
-                }
+            if self.must_wait() {
+                return None;
             }
             match self.ready.pop_front()? {
                 Item::Command(mut ready)
@@ -92,6 +87,20 @@ impl Conn {
                 item => return Some(item),
             }
         }
+    }
+
+    /// Whether the next command must wait until more data-in has left.
+    fn must_wait(&self) -> bool {
+        let Some(Item::Command(ready)) = self.ready.front() else { return false };
+        let coming: usize = self.running.values().map(|bytes| *bytes as usize).sum();
+        let waiting = self.out.bytes().saturating_add(coming);
+        let more = ready.head.read_bytes() as usize;
+        more > 0 && waiting > 0 && waiting.saturating_add(more) > self.service.limits.data_in_bytes_max
+    }
+
+    /// Whether a command that had to wait can go on.
+    pub(crate) fn can_go_on(&self) -> bool {
+        !self.ready.is_empty() && !self.must_wait()
     }
 
     fn run_here(mut conn: Box<Conn>, session: &Arc<Session>, ready: Ready) -> Option<Box<Conn>> {
@@ -115,6 +124,9 @@ impl Conn {
             Some(mut conn) => {
                 conn.now = Instant::now();
                 control.set_finished();
+                if control.ended() {
+                    session.target.tasks_finished();
+                }
                 conn.ended(Done { head, control, response, data, took_ns });
                 Some(conn)
             }

@@ -114,11 +114,13 @@ impl Session {
     pub(crate) fn end_tasks(&self, which: &dyn Fn(&TaskControl) -> bool) -> Vec<Arc<TaskControl>> {
         let mut running = Vec::new();
         let mut any = false;
-        for task in self.tasks.lock().values().filter(|t| which(t)) {
+        let mut tasks: Vec<Arc<TaskControl>> = self.tasks.lock().values().cloned().collect();
+        tasks.extend(self.parking.task());
+        for task in tasks.into_iter().filter(|t| which(t)) {
             task.end();
             any = true;
             if task.running() {
-                running.push(Arc::clone(task));
+                running.push(task);
             }
         }
         if any {

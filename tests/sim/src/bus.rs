@@ -74,6 +74,16 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Whether it means something for a read.
+    pub fn is_possible_on_read(self) -> bool {
+        matches!(
+            self,
+            Effect::Fail(_) | Effect::Misdirect { .. } | Effect::Flip { .. } | Effect::Slow(_) | Effect::Hang { .. }
+        )
+    }
+}
+
 /// What stands in a device's place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stranger {

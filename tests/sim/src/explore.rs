@@ -89,6 +89,8 @@ impl Start {
 /// What an exploration found.
 #[derive(Default)]
 pub struct Found {
+    /// Workloads.
+    pub workloads: u64,
     /// States brought about and verified.
     pub states: u64,
     /// Those of them in which the crash came during an import.

@@ -149,7 +149,12 @@ impl Table {
         if state == PoolState::Recoding {
             return Some("a");
         }
-        let _ = (kind, target);
+        // faults of writes, where nothing is written: an import reads the log and begins a new one with the first fsync
+        let of_writes =
+            matches!(kind, Kind::Torn | Kind::Lost | Kind::Dropped | Kind::FlushLie | Kind::Full | Kind::Crash);
+        if state == PoolState::Importing && target == Target::Log && of_writes {
+            return Some("b");
+        }
         None
     }
 

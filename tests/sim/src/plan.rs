@@ -78,7 +78,14 @@ impl Plan {
 }
 
 /// A rule that brings a kind of fault about on a device.
-pub fn rule(random: &SeededRandom, kind: Kind, device: usize, target: Option<Target>, devices: usize, size: u64) -> Rule {
+pub fn rule(
+    random: &SeededRandom,
+    kind: Kind,
+    device: usize,
+    target: Option<Target>,
+    devices: usize,
+    size: u64,
+) -> Rule {
     let blocks = size / 4096;
     let (op, effect) = match kind {
         Kind::Torn | Kind::Lost | Kind::Crash => {

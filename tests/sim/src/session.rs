@@ -181,7 +181,8 @@ impl Session {
                 let want = model.bytes(*ino);
                 if got != *want {
                     let differ = |(_, (a, b)): &(usize, (&u8, &u8))| a != b;
-                    let wrong: Vec<usize> = got.iter().zip(want.iter()).enumerate().filter(differ).map(|d| d.0).collect();
+                    let wrong: Vec<usize> =
+                        got.iter().zip(want.iter()).enumerate().filter(differ).map(|d| d.0).collect();
                     let text = format!(
                         "inode {ino}: a read returned wrong bytes: {} of {}, {} differ, from {:?} to {:?}, zeros there: {}",
                         got.len(),

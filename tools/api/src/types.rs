@@ -76,7 +76,8 @@ impl From<Geometry> for String {
     }
 }
 
-/// A device to build on, as text `PATH` or `PATH:SIZE`. With a size, a sparse file of that size is made at the path.
+/// A device to build on, as text `PATH` or `PATH:SIZE`. With a size, a sparse file of that size is made at the path. With
+/// `vhdx:` before the path, it is a VHDX container; with a size, a dynamic one is made.
 ///
 /// Paths may hold colons (`/dev/disk/by-path/pci-0000:00:1f.2-ata-1`): only a last part that is a number with a unit
 /// (`10G`, `512MiB`), or a plain number of at least 1 MiB, is a size.
@@ -85,7 +86,9 @@ impl From<Geometry> for String {
 pub struct DeviceSpec {
     /// Path of a block device or file.
     pub path: PathBuf,
-    /// Size of the sparse file to make, bytes.
+    /// A VHDX container.
+    pub vhdx: bool,
+    /// Size of the sparse file, or of the disk in the container, to make, bytes.
     pub size_bytes: Option<u64>,
 }
 
@@ -94,6 +97,7 @@ impl FromStr for DeviceSpec {
 
     fn from_str(text: &str) -> Result<DeviceSpec, ApiError> {
         const PLAIN_SIZE_MIN: u64 = 1 << 20;
+        let (vhdx, text) = text.strip_prefix("vhdx:").map_or((false, text), |rest| (true, rest));
         let sized = text.rsplit_once(':').and_then(|(path, size)| {
             let bytes = parse_bytes(size)?;
             let has_unit = !size.bytes().all(|b| b.is_ascii_digit());
@@ -110,13 +114,13 @@ impl FromStr for DeviceSpec {
             return Err(ApiError::invalid(format!("device {text:?} has a size of 0"))
                 .with_hint("write a size such as 10G after the colon"));
         }
-        Ok(DeviceSpec { path: PathBuf::from(path), size_bytes })
+        Ok(DeviceSpec { path: PathBuf::from(path), vhdx, size_bytes })
     }
 }
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
+        write!(f, "{}{}", if self.vhdx { "vhdx:" } else { "" }, self.path.display())?;
         if let Some(size) = self.size_bytes {
             write!(f, ":{size}B")?;
         }
@@ -730,12 +734,15 @@ mod tests {
             ("/dev/disk/by-path/pci-0000:00:1f.2-ata-1", "/dev/disk/by-path/pci-0000:00:1f.2-ata-1", None),
             ("/dev/disk/by-path/scsi-0:0:0:0", "/dev/disk/by-path/scsi-0:0:0:0", None),
             ("/a:b:1.5GiB", "/a:b", Some(3 << 29)),
+            ("vhdx:/tmp/a.vhdx:4T", "/tmp/a.vhdx", Some(4 << 40)),
+            ("vhdx:/tmp/a.vhdx", "/tmp/a.vhdx", None),
         ] {
             let spec: DeviceSpec = text.parse().unwrap();
             assert_eq!((spec.path.to_str().unwrap(), spec.size_bytes), (path, size));
+            assert_eq!(spec.vhdx, text.starts_with("vhdx:"));
             assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
         }
-        for bad in ["", ":1G", "/a:0K", "/a\0b"] {
+        for bad in ["", "vhdx:", "vhdx::1G", ":1G", "/a:0K", "/a\0b"] {
             assert!(bad.parse::<DeviceSpec>().is_err(), "{bad:?}");
         }
     }
@@ -750,9 +757,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn device_specs_round_trip(path in "/[a-z:0-9.]{0,20}", size in proptest::option::of(1u64..)) {
+        fn device_specs_round_trip(
+            path in "/[a-z:0-9.]{0,20}", vhdx in any::<bool>(), size in proptest::option::of(1u64..),
+        ) {
             // A path that itself ends like a size can only be named together with a size.
-            let spec = DeviceSpec { path: PathBuf::from(&path), size_bytes: size };
+            let spec = DeviceSpec { path: PathBuf::from(&path), vhdx, size_bytes: size };
             let read: DeviceSpec = spec.to_string().parse().unwrap();
             if size.is_some() || read.size_bytes.is_none() {
                 prop_assert_eq!(read, spec);

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::vhdx::args::Vhdx;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use qrvsa_api::error::EXIT_CODES;
 use qrvsa_api::names::{FsName, check_name};
 use qrvsa_api::units::parse_bytes;
 use qrvsa_api::{DEFAULT_SOCKET, DeviceSpec, Geometry, SOCKET_ENV, SetProperty};
+
+use crate::target_args::Target;
 
 fn exit_codes() -> String {
     let lines = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code}  {meaning}"));
@@ -67,6 +70,9 @@ pub enum Command {
     /// Volumes of a pool: disks for iSCSI targets and virtual machines.
     #[command(subcommand)]
     Volume(Volume),
+    /// iSCSI targets: block storage for other machines.
+    #[command(subcommand)]
+    Target(Target),
     /// Mount a filesystem, or show what is mounted.
     ///
     /// Returns when the mount serves. The daemon restores the mount after a restart, until it is unmounted.
@@ -97,6 +103,9 @@ pub enum Command {
     /// Look at what is on devices.
     #[command(subcommand)]
     Debug(Debug),
+    /// VHDX files: make, check, repair, convert and more, without the daemon.
+    #[command(subcommand)]
+    Vhdx(Vhdx),
     /// Generate files for packages.
     #[command(subcommand, hide = true)]
     Generate(Generate),

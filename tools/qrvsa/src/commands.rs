@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::args::{Cli, Command, Debug, Fs, Generate, Job, Mount, Pool, Volume};
 use crate::ui::{ask_terminal, clean, print, print_json, with_confirmation};
-use crate::{helper, paths, progress, show};
+use crate::{helper, paths, progress, show, target};
 
 /// The exit code for problems that were found and not repaired.
 const FOUND_PROBLEMS: u8 = 4;
@@ -21,11 +21,15 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
     if let Command::Generate(what) = &cli.command {
         return generate(what);
     }
+    if let Command::Vhdx(command) = &cli.command {
+        return crate::vhdx::run(command, cli.json);
+    }
     let session = Session { client: Client::new(&cli.socket)?, json: cli.json };
     match &cli.command {
         Command::Pool(command) => session.pool(command),
         Command::Fs(command) => session.fs(command),
         Command::Volume(command) => session.volume(command),
+        Command::Target(command) => target::run(&session, command),
         Command::Mount(mount) => session.mount(mount),
         Command::Umount { dir, lazy } => session.umount(dir, *lazy),
         Command::Check { pool, deep } => {
@@ -35,18 +39,24 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
         Command::Job(Job::List) => session.show(&session.client.jobs()?, |jobs| show::jobs(jobs)),
         Command::Job(Job::Wait { id }) => session.wait(session.client.job(id)?),
         Command::Debug(command) => session.debug(command),
-        Command::Generate(_) => Ok(0),
+        Command::Generate(_) | Command::Vhdx(_) => Ok(0),
     }
 }
 
-struct Session {
+/// A connection to the daemon, and how answers are printed.
+pub struct Session {
     client: Client,
     json: bool,
 }
 
 impl Session {
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Prints an answer, as JSON or as text.
-    fn show<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) -> Result<u8, ApiError> {
+    pub fn show<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) -> Result<u8, ApiError> {
         if self.json {
             print_json(answer);
         } else {
@@ -56,7 +66,7 @@ impl Session {
     }
 
     /// Prints that something without an answer is done.
-    fn done(&self, text: &str) -> Result<u8, ApiError> {
+    pub fn done(&self, text: &str) -> Result<u8, ApiError> {
         self.show(&serde_json::json!({}), |_| format!("{text}\n"))
     }
 

@@ -19,7 +19,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf, ApiError> {
 
 /// A device to build on, with an absolute path.
 pub fn device_spec(spec: &DeviceSpec) -> Result<DeviceSpec, ApiError> {
-    Ok(DeviceSpec { path: absolute(&spec.path)?, size_bytes: spec.size_bytes })
+    Ok(DeviceSpec { path: absolute(&spec.path)?, ..spec.clone() })
 }
 
 /// A device of a pool: what looks like a path, or is one, is made absolute; an index or id stays as it is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use io_uring::{opcode, squeue, types};
 
 use super::super::batch::{Completions, Outcome};
-use super::super::{IoError, Request};
+use super::super::{Guard, IoError, Request};
 use super::file::DeviceFile;
 use crate::buf::BLOCK_SIZE;
 
@@ -34,6 +34,8 @@ pub struct Entry {
     slot: Option<u32>,
     /// Points into the request's buffers; the kernel may read it until it answers.
     vectors: Vec<libc::iovec>,
+    /// What must stay as it is until the answer.
+    guard: Option<Guard>,
 }
 
 // SAFETY: the pointers in `vectors` point into buffers that the entry itself owns (or, for writes, shares immutably); they
@@ -51,7 +53,12 @@ pub enum Step {
 impl Entry {
     /// `total` bytes have been checked to lie on the device.
     pub fn new(file: Arc<DeviceFile>, tag: u64, request: Request, total: u64, completions: Arc<Completions>) -> Entry {
-        Entry { file, tag, completions, request, total, done: 0, retries: 0, slot: None, vectors: Vec::new() }
+        let vectors = Vec::new();
+        Entry { file, tag, completions, request, total, done: 0, retries: 0, slot: None, vectors, guard: None }
+    }
+
+    pub fn set_guard(&mut self, guard: Guard) {
+        self.guard = Some(guard);
     }
 
     pub fn set_slot(&mut self, slot: Option<u32>) {
@@ -60,8 +67,9 @@ impl Entry {
 
     /// Releases the device and the sources of a write, then reports the outcome: whoever learns of it finds them free.
     pub fn finish(self, outcome: Outcome) {
-        let Entry { file, tag, completions, request, .. } = self;
+        let Entry { file, tag, completions, request, guard, .. } = self;
         drop(request);
+        drop(guard);
         drop(file);
         completions.complete(tag, outcome);
     }

@@ -105,8 +105,8 @@ fn run(call: &Call, kind: Kind, layout: Layout<'_>) -> Outcome {
         return Err(Sense::new(5, 0x26, 0x06).into());
     }
     let mut units = Vec::new();
-    for (n, descriptor) in layout.cscds.chunks_exact(32).enumerate() {
-        units.push(find_unit(call, descriptor, layout.at + n * 32)?);
+    for descriptor in layout.cscds.chunks_exact(32) {
+        units.push(find_unit(call, descriptor)?);
     }
     let segments = parse_segments(&layout)?;
     let mut report = Report { kind, list_id: layout.list_id, service: call.cdb[1] & 0x1f, ..Report::default() };
@@ -136,17 +136,11 @@ fn run(call: &Call, kind: Kind, layout: Layout<'_>) -> Outcome {
     result.map(|()| Vec::new())
 }
 
-/// The unit that a descriptor of type E4h names; `None`: the null device, or none that is known here.
-fn find_unit(call: &Call, descriptor: &[u8], at: usize) -> Result<Option<Arc<Unit>>, Refusal> {
+/// The unit that a descriptor of type E4h names; `None`: none that is known here. LU ID TYPE and NUL are obsolete.
+fn find_unit(call: &Call, descriptor: &[u8]) -> Result<Option<Arc<Unit>>, Refusal> {
     if byte(descriptor, 0) != 0xe4 {
         // UNSUPPORTED TARGET DESCRIPTOR TYPE CODE
         return Err(Sense::new(5, 0x26, 0x07).into());
-    }
-    if byte(descriptor, 1) >> 6 != 0 {
-        return Err(Sense::parameter_field(at + 1).into());
-    }
-    if byte(descriptor, 1) & 0x20 != 0 {
-        return Ok(None);
     }
     let kind = byte(descriptor, 5) & 0x0f;
     let length = usize::from(byte(descriptor, 7)).min(20);

@@ -49,7 +49,9 @@ fn protection_and_overlong_transfers_are_refused() {
     world.disk.grow(1 << 42);
     world.good(&nexus, &cdb16(0x88, 0, 0, 0), &[]);
     assert_eq!(world.refused(&nexus, &cdb16(0x88, 0, 0, 0), &[]), (6, 0x2a, 0x09), "the disk has grown");
-    assert_eq!(world.refused(&nexus, &cdb16(0x88, 0, 0, u32::MAX), &[]), (5, 0x24, 0));
+    for opcode in [0x88, 0x8f] {
+        assert_eq!(world.refused(&nexus, &cdb16(opcode, 0, 0, u32::MAX), &[]), (5, 0x24, 0));
+    }
 }
 
 #[test]
@@ -78,7 +80,7 @@ fn compare_and_write_tells_where_it_differs() {
     let response = world.run(&nexus, &cdb, &data);
     assert_eq!(sense(&response), Some((0x0e, 0x1d, 0)));
     assert_eq!(response.sense[..7], [0xf0, 0, 0x0e, 0, 0, 2, 188], "the offset of the byte");
-    assert_eq!(world.refused(&nexus, &cdb, &data[..100]), (5, 0x0e, 3));
+    assert_eq!(world.refused(&nexus, &cdb, &data[..100]), (5, 0x24, 0));
 }
 
 #[test]
@@ -161,8 +163,10 @@ fn write_same_fills_zeroes_and_unmaps() {
     assert_eq!(world.disk.extent(0, 4096), Ok(Extent { bytes: 4096, mapped: true }));
     world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[0; BLOCK]);
     assert_eq!(world.disk.extent(0, 4096), Ok(Extent { bytes: 4096, mapped: false }));
+    world.good(&nexus, &cdb16(0x93, 0, 0, 8), &[2; BLOCK]);
     world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[2; BLOCK]);
-    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [2; 8 * BLOCK], "data are data");
+    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [0; 8 * BLOCK], "unmapping comes first");
+    assert_eq!(world.refused(&nexus, &cdb16(0x93, 0, 0, 8), &[2; 2 * BLOCK]), (5, 0x0e, 3), "one block it has to be");
     assert_eq!(world.refused(&nexus, &cdb16(0x93, 0x18, 0, 8), &[0; BLOCK]), (5, 0x24, 0), "no anchors");
     let thick = World::with(Arc::default(), UnitConfig { thin: Some(false), ..config() });
     let nexus = thick.nexus(1);
@@ -177,6 +181,9 @@ fn a_full_pool_is_told_and_forgotten() {
     units.add_unit(1, config(), disk.clone()).expect("adds");
     let world = World { units, kept: Arc::default(), disk };
     let nexus = world.nexus(1);
+    let page = world.good(&nexus, &[0x1a, 8, 0x1c, 2, 255, 0], &[]);
+    assert_eq!(page[4..8], [0x5c, 2, 0, 20]);
+    assert_eq!(page[20..28], [0x81, 2, 0, 0, 0, 0, 0, 32], "80 % of 40 MiB");
     let write = |lba| world.run(&nexus, &cdb10(0x2a, 0, lba, 8192), &vec![1; 8192 * BLOCK]);
     let mut told = false;
     let mut lba = 0;
@@ -191,4 +198,62 @@ fn a_full_pool_is_told_and_forgotten() {
     world.disk.unmap(0, 4096 * 2048).expect("unmaps");
     while sense(&write(lba)) == Some((6, 0x38, 0x07)) {}
     assert_eq!(write(lba).status, 0, "it goes on when there is space");
+}
+
+#[test]
+fn compare_and_write_is_indivisible() {
+    let world = World::new();
+    let mut cdb = cdb16(0x89, 0, 3, 0);
+    cdb[13] = 1;
+    let nexuses: Vec<_> = (1..=4).map(|n| world.nexus(n)).collect();
+    let wins: u32 = std::thread::scope(|scope| {
+        let threads: Vec<_> = nexuses
+            .iter()
+            .map(|nexus| {
+                scope.spawn(|| {
+                    let mut wins = 0;
+                    for _ in 0..300 {
+                        let old = world.good(nexus, &cdb10(0x28, 0, 3, 1), &[]);
+                        let count = u32::from_be_bytes(old[..4].try_into().expect("4")) + 1;
+                        // all of the block is of one write
+                        assert!(old.chunks(4).all(|c| *c == old[..4]));
+                        let new = count.to_be_bytes().repeat(BLOCK / 4);
+                        wins += u32::from(world.run(nexus, &cdb, &[old, new].concat()).status == 0);
+                    }
+                    wins
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("joins")).sum()
+    });
+    let end = world.good(&nexuses[0], &cdb10(0x28, 0, 3, 1), &[]);
+    assert_eq!(end[..4], wins.to_be_bytes(), "every success has counted once");
+    assert!(wins >= 300);
+}
+
+#[test]
+fn a_preemption_waits_for_what_it_aborts() {
+    let world = World::new();
+    let (a, b) = (world.nexus(1), world.nexus(2));
+    let out = |nexus: &Arc<Nexus>, action: u8, kind: u8, key: u64, service: u64| {
+        let mut list = key.to_be_bytes().to_vec();
+        list.extend(service.to_be_bytes());
+        list.extend([0; 8]);
+        world.run(nexus, &[0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0], &list).status
+    };
+    assert_eq!((out(&a, 0, 0, 0, 0xa), out(&b, 0, 0, 0, 0xb), out(&a, 1, 5, 0xa, 0)), (0, 0, 0));
+    let unit = world.units.unit(1).expect("unit");
+    std::thread::scope(|scope| {
+        // a write of the other one that is under way
+        let hold = unit.ranges.enter(0, 8, false);
+        let preemption = scope.spawn(|| out(&b, 5, 5, 0xb, 0xa));
+        while unit.reservations.state().registrations.len() > 1 {
+            std::thread::yield_now();
+        }
+        assert!(!preemption.is_finished());
+        drop(hold);
+        assert_eq!(preemption.join().expect("joins"), 0);
+    });
+    assert_eq!(world.refused(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]), (6, 0x2a, 5));
+    assert_eq!(world.run(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]).status, 0x18);
 }

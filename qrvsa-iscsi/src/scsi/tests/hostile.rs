@@ -31,6 +31,7 @@ proptest! {
         commands in prop::collection::vec((cdbs(), prop::collection::vec(any::<u8>(), 0..600), 0..4u64, any::<bool>()), 1..24)
     ) {
         let world = World::new();
+        world.units.unit(1).expect("unit").sanitize.hasty.store(true, std::sync::atomic::Ordering::Relaxed);
         let nexuses = [world.nexus(1), world.nexus(2)];
         for (cdb, data, number, who) in commands {
             let response = world.run_on(number, &nexuses[usize::from(who)], &cdb, &data);

@@ -21,14 +21,34 @@ fn a_medium_goes_and_comes() {
     world.units.load_medium(1, Arc::new(MemoryBacking::new(1 << 20))).expect("loads");
     assert_eq!(world.refused(&nexus, &[0; 6], &[]), (6, 0x28, 0));
     world.good(&nexus, &[0x1b, 0, 0, 0, 0, 0], &[]);
-    assert_eq!(world.refused(&nexus, &[0; 6], &[]), (2, 4, 2));
-    world.good(&nexus, &[0x1b, 0, 0, 0, 1, 0], &[]);
     world.good(&nexus, &[0; 6], &[]);
+}
+
+#[test]
+fn sanitizing_goes_on_when_its_command_is_aborted() {
+    let world = World::new();
+    world.units.add_unit(2, config(), Arc::new(crate::backing::NullBacking::new(1 << 30))).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| world.run_on(2, &nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 5, 0], &[1, 0, 0, 1, 9]));
+        while sense(&world.run_on(2, &nexus, &[0; 6], &[])) != Some((2, 4, 0x1b)) {
+            std::thread::yield_now();
+        }
+        while !command.is_finished() {
+            world.units.manage(&nexus, lun::encode(2), crate::scsi::Management::AbortTask(1));
+            std::thread::yield_now();
+        }
+        assert_eq!(command.join().expect("joins").status, 8);
+    });
+    let progress = world.run_on(2, &nexus, &[0x03, 0, 0, 0, 18, 0], &[]).data_in;
+    assert_eq!((progress[2], progress[12], progress[13], progress[15]), (2, 4, 0x1b, 0x80));
 }
 
 #[test]
 fn sanitizing_overwrites_and_erases() {
     let world = World::new();
+    world.units.unit(1).expect("unit").sanitize.hasty.store(true, std::sync::atomic::Ordering::Relaxed);
     let nexus = world.nexus(1);
     world.good(&nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 7, 0], &[1, 0, 0, 3, 0xaa, 0xbb, 0xcc]);
     let data = world.good(&nexus, &cdb16(0x88, 0, BLOCKS - 1, 1), &[]);

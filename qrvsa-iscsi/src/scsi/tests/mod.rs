@@ -76,8 +76,13 @@ impl World {
     }
 
     fn run_on(&self, number: u64, nexus: &Arc<Nexus>, cdb: &[u8], data: &[u8]) -> Response {
-        let command =
-            Command { lun: lun::encode(number), cdb: cdb.to_vec(), attribute: TaskAttribute::Simple, task_tag: 1 };
+        let command = Command {
+            lun: lun::encode(number),
+            cdb: cdb.to_vec(),
+            attribute: TaskAttribute::Simple,
+            task_tag: 1,
+            data_out_expected: data.len() as u64,
+        };
         let wanted = self.units.data_out_bytes(command.lun, &command.cdb);
         if wanted == 0
             && let Some(response) = self.units.execute_now(nexus, &command)

@@ -30,6 +30,7 @@ use crate::error::{IntoApi, from_core};
 use crate::jobs::{Checks, unix_now_s};
 use crate::mounter::Mounter;
 use crate::state::{Persistent, PersistentPool, StateDir};
+use crate::targets::Targets;
 use mounts::MountTable;
 
 /// How long export and destroy wait for a running check to give up.
@@ -40,7 +41,8 @@ pub struct Daemon {
     engine: Arc<dyn Engine>,
     mounter: Arc<dyn Mounter>,
     config: Config,
-    state: StateDir,
+    state: Arc<StateDir>,
+    targets: Arc<Targets>,
     state_file: Mutex<()>,
     pools: Mutex<BTreeMap<String, KnownPool>>,
     pool_locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
@@ -66,7 +68,10 @@ impl Daemon {
     /// A daemon with nothing imported yet; see [`Daemon::restore`].
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, mounter: Arc<dyn Mounter>, config: Config, state: StateDir) -> Arc<Daemon> {
+        let state = Arc::new(state);
+        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), config.iscsi_portals.clone());
         Arc::new(Daemon {
+            targets: Arc::new(targets),
             engine,
             mounter,
             config,
@@ -94,6 +99,21 @@ impl Daemon {
             state_dir: self.state.path().to_owned(),
             memory_limit_bytes: self.config.memory_limit_bytes,
         }
+    }
+
+    /// The iSCSI targets. Changes to them are for [`Daemon::targets_to_change`].
+    #[must_use]
+    pub fn targets(&self) -> &Arc<Targets> {
+        &self.targets
+    }
+
+    /// The iSCSI targets, to change them.
+    ///
+    /// # Errors
+    /// `Unavailable` while the daemon starts or stops.
+    pub fn targets_to_change(&self) -> Result<&Targets, ApiError> {
+        self.admit_change()?;
+        Ok(&self.targets)
     }
 
     /// Whether [`Daemon::restore`] is through.
@@ -327,6 +347,7 @@ impl Daemon {
             self.note_imported(&name);
             answer.imported.push(status.summary);
             answer.failed.extend(self.activate_waiting(&name));
+            self.targets.pool_imported(&name);
         }
         self.save()?;
         Ok(answer)
@@ -358,6 +379,7 @@ impl Daemon {
         let lock = self.pool_lock(pool);
         let _guard = lock.lock();
         let failed = self.pools.lock().get(pool).ok_or_else(|| unknown_pool(pool))?.failure.is_some();
+        self.targets.need_unused_pool(pool)?;
         if !failed {
             self.quiesce(pool, force)?;
             self.engine.export(pool).api()?;
@@ -379,6 +401,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NeedsForce, format!("all data in pool {pool} would be destroyed"))
                 .with_hint("repeat with --force if nothing in it is needed any more"));
         }
+        self.targets.need_unused_pool(pool)?;
         self.quiesce(pool, false)?;
         self.engine.destroy(pool).api()?;
         tracing::info!("pool {pool} destroyed");

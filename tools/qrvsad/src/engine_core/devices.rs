@@ -9,6 +9,7 @@ use std::sync::Arc;
 use qrvsa_api::DeviceSpec;
 use qrvsa_core::device::{Device, OpenOptions, contains_foreign_data, open};
 use qrvsa_core::engine::open::{Candidate, possible_devices, read_label};
+use qrvsa_core::vhdx::{open_any, open_device};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 /// Devices opened for a new pool. Files made for it go away again unless it is kept.
@@ -62,12 +63,8 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
         let path = absolute(&spec.path);
         let exists = path.exists();
         if spec.size_bytes.is_none() && !exists {
-            fail!(
-                NotFound,
-                "{} does not exist; write {}:SIZE to make a sparse file of that size",
-                spec.path.display(),
-                spec.path.display()
-            );
+            let what = if spec.vhdx { "VHDX container" } else { "sparse file" };
+            fail!(NotFound, "{} does not exist; write {spec}:SIZE to make a {what} of that size", spec.path.display());
         }
         let is_file = exists && std::fs::metadata(&path).is_ok_and(|m| m.is_file());
         if spec.size_bytes.is_some() && is_file && !force {
@@ -78,7 +75,8 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
             new.made.push(path.clone());
         }
         let options = OpenOptions { create_size: spec.size_bytes, exclusive: true, read_only: false };
-        let device = open(&path, options).map_err(|e| busy_member(&path, e))?;
+        let opened = if spec.vhdx { open_device(&path, options) } else { open(&path, options) };
+        let device = opened.map_err(|e| busy_member(&path, e))?;
         if exists {
             match read_label(&device) {
                 Ok(label) => objections.push(format!("{} is a member of pool '{}'", path.display(), label.pool_name)),
@@ -104,7 +102,7 @@ fn busy_member(path: &Path, error: Error) -> Error {
         return error;
     }
     let look = OpenOptions { create_size: None, exclusive: false, read_only: true };
-    match open(path, look).and_then(|device| read_label(&device)) {
+    match open_any(path, look).and_then(|device| read_label(&device)) {
         Ok(label) => {
             let text = format!("{} is in use as a member of pool '{}'", path.display(), label.pool_name);
             Error::new(ErrorKind::Busy, text)
@@ -115,7 +113,7 @@ fn busy_member(path: &Path, error: Error) -> Error {
 
 /// Opens a device that is or was a member.
 pub fn open_existing(path: &Path) -> Result<Arc<dyn Device>> {
-    open(&absolute(path), OpenOptions { create_size: None, exclusive: true, read_only: false })
+    open_any(&absolute(path), OpenOptions { create_size: None, exclusive: true, read_only: false })
 }
 
 /// Path and pool name of the members found, by pool id.
@@ -133,7 +131,7 @@ pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Result<Found> {
     let mut found = Found::new();
     for path in all {
         let options = OpenOptions { create_size: None, exclusive: false, read_only: true };
-        let Ok(device) = open(&path, options) else { continue };
+        let Ok(device) = open_any(&path, options) else { continue };
         if let Ok(label) = read_label(&device) {
             found.entry(label.pool_id).or_default().push((path, label.pool_name));
         }

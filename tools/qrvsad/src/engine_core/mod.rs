@@ -21,6 +21,7 @@ use qrvsa_core::engine::{Options, Pool};
 use qrvsa_core::env::Environment;
 use qrvsa_core::fs::ops::Operations;
 use qrvsa_core::pool::space::Geometry;
+use qrvsa_core::share::WithVolumes;
 use qrvsa_core::volume::{Spec, Volume};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
@@ -266,7 +267,9 @@ impl Engine for CoreEngine {
 
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>> {
         let running = self.pool(&fs.pool)?;
-        Ok(running.filesystem(fs.fs.as_deref().unwrap_or_default())?)
+        let inner = running.filesystem(fs.fs.as_deref().unwrap_or_default())?;
+        let dataset = inner.store().clone();
+        Ok(Arc::new(WithVolumes::new(inner, dataset, running.pool.clone())))
     }
 
     fn volume_create(&self, pool: &str, request: &CreateVolume) -> Result<()> {

@@ -14,6 +14,7 @@ use qrvsa_core::engine::Pool;
 use qrvsa_core::engine::status::{Job, JobKind, JobState};
 use qrvsa_core::fs::{AtimeMode, FileSystem, Options};
 use qrvsa_core::pool::format::entries::Content;
+use qrvsa_core::share::Access;
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 /// A pool in service.
@@ -206,7 +207,13 @@ impl Running {
         match key {
             "recordsize" => record_size(value).map(|_| ()),
             "atime" => atime_mode(value).map(|_| ()).ok_or_else(|| bad_atime(value)),
-            _ => fail!(Invalid, "there is no property '{key}' that can be set; there are recordsize and atime"),
+            "volumes" => match Access::parse(value) {
+                Some(_) => Ok(()),
+                None => fail!(Invalid, "'{value}' is no value of volumes; write off, ro or rw"),
+            },
+            _ => {
+                fail!(Invalid, "there is no property '{key}' that can be set; there are recordsize, atime and volumes")
+            }
         }
     }
 
@@ -223,6 +230,8 @@ impl Running {
                 fs.set_record_size(bytes)?;
                 bytes.to_string()
             }
+            // looked at with each use
+            "volumes" => value.to_owned(),
             _ => {
                 fs.set_atime_mode(atime_mode(value).ok_or_else(|| bad_atime(value))?);
                 value.to_owned()
@@ -248,6 +257,7 @@ impl Running {
         Ok(vec![
             entry("recordsize", fs.record_size().to_string(), false),
             entry("atime", atime.to_owned(), false),
+            entry("volumes", dataset.property("volumes").unwrap_or_else(|| "off".to_owned()), false),
             entry("created_unix_s", (dataset.created_ns / 1_000_000_000).to_string(), true),
             entry("used_bytes", self.pool.dataset_used_bytes(dataset)?.to_string(), true),
         ])

@@ -12,22 +12,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failed, Json, Shared, blocking, json};
 
-type Answer = Result<Response, Failed>;
+pub(super) type Answer = Result<Response, Failed>;
 
 /// `?force=true`, `?lazy=true`.
 #[derive(Deserialize)]
 pub struct Flags {
     #[serde(default)]
-    force: bool,
+    pub(super) force: bool,
     #[serde(default)]
     lazy: bool,
 }
 
-fn ok(value: &impl Serialize) -> Answer {
+pub(super) fn ok(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::OK, value))
 }
 
-fn created(value: &impl Serialize) -> Answer {
+pub(super) fn created(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::CREATED, value))
 }
 
@@ -35,7 +35,7 @@ fn accepted(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::ACCEPTED, value))
 }
 
-fn nothing() -> Answer {
+pub(super) fn nothing() -> Answer {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)

@@ -4,6 +4,7 @@
 //! answer with status 500, not the end of the daemon. Every error has the one error body, those of the HTTP layer too.
 
 mod handlers;
+mod targets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,7 @@ pub fn router(shared: Shared) -> Router {
         .route(&format!("{}/{{id}}", routes::JOBS), get(h::job))
         .route(routes::MOUNTS, get(h::list_mounts).post(h::mount))
         .route(&format!("{}/{{id}}", routes::MOUNTS), delete(h::unmount))
+        .merge(targets::routes())
         .route(routes::DEBUG_LABELS, post(h::labels))
         .route(routes::DEBUG_UBERBLOCKS, post(h::uberblocks))
         .layer(from_fn_with_state(shared.clone(), wait_until_ready))
