@@ -1,8 +1,8 @@
 //! The QRVSA FUSE front end: shows any [`qrvsa_core::fs::ops::Operations`] as a mounted filesystem.
 //!
 //! ```text
-//!  helper     what /sbin/mount.fuse.qrvsa was asked to do; remount
 //!  options    mount options and their -o syntax
+//!  remount    a change of flags
 //!  session    mount, unmount, end of a session
 //!  target     the mount point: checks, stale mounts, mount(2), readahead
 //!  mountinfo  /proc/self/mountinfo
@@ -49,12 +49,12 @@
 pub mod adapter;
 mod caching;
 mod convert;
-pub mod helper;
 pub mod latency;
 mod listing;
 mod mountinfo;
 mod opens;
 pub mod options;
+pub mod remount;
 mod report;
 mod seats;
 pub mod session;

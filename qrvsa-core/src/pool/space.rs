@@ -112,6 +112,8 @@ struct Freed {
 struct AllocState {
     active: HashMap<(Class, u8), u32>,
     freed: Vec<Freed>,
+    /// Usable blocks in `freed`.
+    freed_blocks: u64,
     free_zones: Vec<BTreeSet<u32>>,
     /// Zones of dissolved groups, available when the commit that dissolves them is through.
     leaving_zones: Vec<ZoneRef>,
@@ -324,7 +326,7 @@ impl Space {
                 Class::System | Class::Log => fixed += as_usable(g, rows),
             }
         }
-        let pending = alloc.freed.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
+        let pending = alloc.freed_blocks;
         let meta_group = (1 + u64::from(self.geometry.parity)) * rows * k / columns;
         let reserve = (whole * 3 / 100).max(2 * meta_group).min(whole / 4);
         // free rows of metadata groups serve as reserve first
@@ -655,7 +657,10 @@ impl Space {
             fail!(Corrupt, "rows {row}+{rows} of block group {group_id} are freed but were not in use");
         }
         let width = if group.class == Class::Data { group.width } else { 0 };
-        self.alloc.lock().freed.push(Freed { txg, epoch: u64::MAX, group: group_id, row, rows, width });
+        let mut alloc = self.alloc.lock();
+        alloc.freed_blocks += u64::from(rows) * u64::from(width);
+        alloc.freed.push(Freed { txg, epoch: u64::MAX, group: group_id, row, rows, width });
+        drop(alloc);
         self.capacity_changed();
         Ok(())
     }
@@ -674,6 +679,7 @@ impl Space {
             .into_iter()
             .partition(|f| f.txg < txg && f.epoch != u64::MAX && self.epoch.passed(f.epoch));
         alloc.freed = waiting;
+        alloc.freed_blocks -= ready.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
         for f in &ready {
             let group = self.group(f.group)?;
             self.with_rows(&group, |r| group.release(r, f.row, f.rows))?;
