@@ -1,7 +1,8 @@
 //! The directory `.volumes` in the root of a filesystem: every operation that is not about it goes to the filesystem.
 //!
 //! Whether it is there, and whether its files can be written, says the property `volumes` of the filesystem (`off`, `ro`,
-//! `rw`), at each use. It belongs to the owner of the root directory, and nobody else may look into it: a volume is the disk of
+//! `rw`), at each use. As long as nobody has set it, it is `ro` once the pool has a volume, unless the filesystem has something of that
+//! name itself. It belongs to the owner of the root directory, and nobody else may look into it: a volume is the disk of
 //! somebody's machine. A volume of more than 64 TiB has no file, as the format has no such disks.
 
 use std::collections::HashMap;
@@ -47,7 +48,7 @@ impl Access {
     /// From the property's value.
     pub fn parse(value: &str) -> Option<Access> {
         match value {
-            "" | "off" => Some(Access::Off),
+            "off" => Some(Access::Off),
             "ro" => Some(Access::ReadOnly),
             "rw" => Some(Access::ReadWrite),
             _ => None,
@@ -77,7 +78,11 @@ impl WithVolumes {
     }
 
     fn access(&self) -> Access {
-        self.dataset.property(PROPERTY).and_then(|value| Access::parse(&value)).unwrap_or(Access::Off)
+        match self.dataset.property(PROPERTY) {
+            Some(value) => Access::parse(&value).unwrap_or(Access::Off),
+            None if self.pool.has_volumes() && self.inner.lookup(ROOT_INO, NAME).is_err() => Access::ReadOnly,
+            None => Access::Off,
+        }
     }
 
     /// Whether the name is the directory's.
