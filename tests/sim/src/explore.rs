@@ -247,8 +247,8 @@ impl Explorer<'_> {
                 add((0..n).map(|_| self.random.chance(1, 2)).collect(), None);
             }
         }
-        for i in answered..n {
-            let sectors = open[i].change.sectors();
+        for (i, write) in open.iter().enumerate().skip(answered) {
+            let sectors = write.change.sectors();
             let mut cuts = vec![1, sectors / 2, sectors - 1];
             cuts.extend((SECTORS < sectors).then_some(SECTORS));
             cuts.push(self.random.below(sectors as u64) as usize);
