@@ -27,7 +27,7 @@ def taken(paths):
 
 @options(seconds=240)
 def test_lose_two_of_four_containers(t):
-    """Four containers of 4 TiB take next to nothing, grow with what is written; two are deleted, all is right, they are replaced; deleting gives space back."""
+    """Four containers of 4 TiB take next to nothing, grow with what is written; two are deleted, all is right, they are replaced."""
     daemon = Daemon(t).start()
     specs, paths = containers(t)
     pool = pool_on(daemon, specs, paths)
@@ -57,15 +57,31 @@ def test_lose_two_of_four_containers(t):
     trees.compare(wanted, tree, "after the replacement")
     same(trees.digest(big), digest, "contents after the replacement")
     t.step("scrub after the replacement: %s", scrub)
+
+
+@options(seconds=120)
+def test_containers_shrink(t):
+    """What a deleted file took goes back to the filesystem under the containers, once the zones it filled are empty."""
+    daemon = Daemon(t).start()
+    specs, paths = containers(t, size=2 * GIB)
+    pool = pool_on(daemon, specs, paths)
+    tree = trees.make(os.path.join(pool.mountpoint, "tree"), files=100, seed=t.seed)
+    wanted = trees.describe(tree, links_inside=True)
+    big = os.path.join(pool.mountpoint, "big")
+    trees.random_file(big, 160 * MIB, t.seed)
+    pool.sync()
     before = taken(paths)
+    check(before > 300 * MIB, "160 MiB in 2+2 take %.1f MiB only", before / MIB)
     os.unlink(big)
 
     def shrunk():
         pool.sync()
         return taken(paths) < before - 200 * MIB
-    wait_for(shrunk, 60, "the containers to give space back; they take %.1f MiB" % (taken(paths) / MIB), 0.5)
+    wait_for(shrunk, 60, "the containers to give space back", 0.5)
+    t.step("%.1f MiB before, %.1f MiB after", before / MIB, taken(paths) / MIB)
     pool.check()
-    trees.compare(wanted, tree, "after deleting")
+    pool.restart()
+    trees.compare(wanted, tree, "after deleting and a restart")
 
 
 @options(seconds=180)
