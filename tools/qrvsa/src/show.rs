@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use qrvsa_api::units::{format_bytes, format_duration, format_rate, format_time};
 use qrvsa_api::{
-    DebugEntry, DeviceState, DeviceStatus, Fragment, FsInfo, JobInfo, JobKind, JobState, MountInfo, MountState, PoolState,
-    PoolStatus, PoolSummary, Property,
+    DebugEntry, DeviceState, DeviceStatus, Fragment, FsInfo, JobInfo, JobKind, JobState, MountInfo, MountState,
+    PoolState, PoolStatus, PoolSummary, Property,
 };
 
 use crate::ui::{clean, table};
