@@ -9,14 +9,14 @@ export DESTDIR PREFIX
 # of the benchmarks
 export BENCH_DIR
 
-.PHONY: help build up down test test-quick test-long lint bench install clean
+.PHONY: help build up down test test-quick test-long lint bench install clean simulator crash-states sim mutants soak
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 build: ## build the programs, optimised
 	@tools/dev/need.sh build
-	cargo build --release --locked -p qrvsa -p qrvsad
+	cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt
 
 up: ## start the demo: a pool of four files, mounted; again: bring back what is missing
 	@tools/demo/up.sh
@@ -38,7 +38,29 @@ lint: ## formatting and lints
 	@tools/dev/need.sh build lint
 	@tools/dev/lint.sh
 
-bench: ## measure beside btrfs and zfs-fuse; writes docs/performance.md
+SIM := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/sim/qrvsa-sim
+SEEDS ?= 2000
+STATES ?= 200000
+MINUTES ?= 60
+
+simulator:
+	@tools/dev/need.sh build
+	@cargo build --profile sim --locked --quiet -p qrvsa-sim
+
+crash-states: simulator ## crash short workloads at every write, with every choice of what was unflushed (STATES=n)
+	@$(SIM) crash-states --states $(STATES)
+
+sim: simulator ## simulated worlds with faults of every kind, and what they hit (SEEDS=n, SEED=first)
+	@$(SIM) seeds --count $(SEEDS) $(if $(SEED),--first $(SEED),--known tests/sim/known-seeds) --table
+
+soak: simulator ## crash states and seeds until the time is over (MINUTES=n)
+	@$(SIM) soak --minutes $(MINUTES)
+
+mutants: ## break the engine on purpose, one breakage at a time, and see whether the simulator notices
+	@tools/dev/need.sh build
+	@tests/mutants/run.py
+
+bench: ## measure beside btrfs, zfs-fuse and GlusterFS; writes docs/performance.md
 	@tools/dev/need.sh build mount bench
 	@tests/bench/run.sh
 

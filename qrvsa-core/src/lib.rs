@@ -3,6 +3,8 @@
 //! The modules are the layers of the architecture picture in `docs/architecture.md`; imports run downwards only:
 //!
 //! ```text
+//!  share     volumes as VHDX files beside a filesystem
+//!  volume    block volumes: one object each
 //!  fs        POSIX objects: inodes, directories, xattrs
 //!  object    file and volume contents: dirty data, holes, extents, read path
 //!  dataset   a named tree of keys and values, seen through the open and the syncing transaction group
@@ -27,8 +29,11 @@ pub mod fs;
 pub mod object;
 pub mod pool;
 pub mod record;
+pub mod share;
 pub mod tree;
 pub mod txg;
 pub mod vhdx;
+pub mod volume;
+pub mod waits;
 
 pub use error::{Error, ErrorKind, Result};

@@ -27,10 +27,12 @@ use qrvsa_core::{Error, Result};
 
 use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, HANDLE, attr_ttl, has_set_id, open_file};
 use crate::convert;
+use crate::latency;
 use crate::listing::{Listed, list};
 use crate::opens::OpenTable;
 use crate::options::MountOptions;
 use crate::report::Reporter;
+use crate::seats::Seats;
 
 /// Bytes of the largest READ and WRITE. The kernel's own limit is 1 MiB (`fs.fuse.max_pages_limit` pages).
 pub const TRANSFER_BYTES_MAX: u32 = 1 << 20;
@@ -59,8 +61,11 @@ type Reply<T> = std::result::Result<T, Errno>;
 pub(crate) struct Adapter {
     ops: Arc<dyn Operations>,
     opens: OpenTable,
+    seats: Arc<Seats>,
     report: Reporter,
     max_background: u16,
+    /// A close has to ask for errors of earlier writes.
+    late_errors: bool,
     /// Directory changes are durable when they return: the kernel leaves `sync` and `dirsync` to us.
     sync_names: bool,
     /// Called after the last request has been answered and everything is durable.
@@ -71,19 +76,24 @@ impl Adapter {
     pub fn new(
         ops: Arc<dyn Operations>,
         options: &MountOptions,
+        seats: Arc<Seats>,
         on_destroy: impl FnOnce() + Send + Sync + 'static,
     ) -> Adapter {
+        let late_errors = ops.has_late_errors();
         Adapter {
             ops,
             opens: OpenTable::default(),
+            seats,
             report: Reporter::new(&options.fs_name),
             max_background: options.max_background,
+            late_errors,
             sync_names: options.sync || options.dirsync,
             on_destroy: Some(Box::new(on_destroy)),
         }
     }
 
     fn run<T>(&self, operation: &'static str, ino: INodeNo, f: impl FnOnce(&dyn Operations) -> Result<T>) -> Reply<T> {
+        latency::request();
         let result = self.report.run(operation, ino.0, || f(&*self.ops));
         match result {
             // the inode itself is gone, between a look-up of its name and this: the kernel looks the name up again
@@ -123,11 +133,15 @@ impl Adapter {
     }
 
     fn reply_entry(&self, operation: &'static str, result: Reply<Attr>, reply: ReplyEntry) {
+        self.reply_entry_for(operation, result, ENTRY_TTL, reply);
+    }
+
+    fn reply_entry_for(&self, operation: &'static str, result: Reply<Attr>, name_ttl: Duration, reply: ReplyEntry) {
         match self.shown(operation, result) {
             Ok((attr, ttl)) => {
                 // the kernel counts a look-up with this answer, and may take it back at once
                 self.ops.remember(attr.ino.0);
-                reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION);
+                reply.entry_with_ttls(&ttl, &name_ttl, &attr, GENERATION);
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -225,11 +239,15 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _seat = Seats::take(&self.seats);
         let result = self.run("lookup", parent, |ops| match name.as_bytes() {
             // Asked for by file handles (NFS, open_by_handle_at), for files too.
             b"." => ops.getattr(parent.0),
             name => ops.lookup(parent.0, name),
         });
+        if !self.ops.may_cache_name(parent.0, name.as_bytes()) {
+            return self.reply_entry_for("lookup", result, Duration::ZERO, reply);
+        }
         if result == Err(Errno::ENOENT) && name != "." && name != ".." {
             // Inode 0: "does not exist", and the kernel may remember that.
             let nothing = convert::bare_attr(0, FileType::RegularFile);
@@ -239,6 +257,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        // one of many, perhaps: the thread does not park between them
+        let _seat = Seats::take_one_of_many(&self.seats);
         let _ = self.run("forget", ino, |ops| {
             ops.forget(ino.0, count);
             Ok(())
@@ -246,6 +266,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _seat = Seats::take(&self.seats);
         self.reply_attr("getattr", self.run("getattr", ino, |ops| ops.getattr(ino.0)), reply);
     }
 
@@ -267,6 +288,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _seat = Seats::take(&self.seats);
         let caller = caller(request);
         let change = SetAttr {
             mode: mode.map(|m| m & 0o7777),
@@ -290,6 +312,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _seat = Seats::take(&self.seats);
         match self.run("readlink", ino, |ops| ops.readlink(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(shown_errno(errno)),
@@ -306,6 +329,7 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _seat = Seats::take(&self.seats);
         let mode = if mode & libc::S_IFMT == 0 { mode | libc::S_IFREG } else { mode };
         let node = NewNode { mode, umask, rdev };
         let result =
@@ -314,6 +338,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _seat = Seats::take(&self.seats);
         let node = NewNode { mode: libc::S_IFDIR | (mode & 0o7777), umask, rdev: 0 };
         let result =
             self.run_names("mkdir", &[parent], |ops| ops.mknod(caller(request), parent.0, name.as_bytes(), node));
@@ -321,14 +346,17 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         reply_empty(self.run_names("unlink", &[parent], |ops| ops.unlink(parent.0, name.as_bytes())), reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         reply_empty(self.run_names("rmdir", &[parent], |ops| ops.rmdir(parent.0, name.as_bytes())), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _seat = Seats::take(&self.seats);
         let target = target.as_os_str().as_bytes();
         let result =
             self.run_names("symlink", &[parent], |ops| ops.symlink(caller(request), parent.0, name.as_bytes(), target));
@@ -345,6 +373,7 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _seat = Seats::take(&self.seats);
         let Some(mode) = convert::rename_mode(flags) else {
             return reply.error(FuseErrno::EINVAL);
         };
@@ -355,6 +384,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let _seat = Seats::take(&self.seats);
         let result = self.run_names("link", &[new_parent], |ops| ops.link(ino.0, new_parent.0, new_name.as_bytes()));
         self.reply_entry("link", result, reply);
     }
@@ -369,6 +399,7 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _seat = Seats::take(&self.seats);
         let node = NewNode { mode: libc::S_IFREG | (mode & 0o7777), umask, rdev: 0 };
         let (exclusive, truncate) = (flags & libc::O_EXCL != 0, flags & libc::O_TRUNC != 0);
         let result = self.run("create", parent, |ops| {
@@ -387,7 +418,8 @@ impl fuser::Filesystem for Adapter {
             Ok((shown, _)) => {
                 // One TTL for the name and the attributes. The kernel drops the latter at the first write anyway.
                 let ttl = if has_set_id(attr.mode) { Duration::ZERO } else { ENTRY_TTL };
-                let (handle, opened) = open_file(flags);
+                let direct = if self.ops.may_cache(attr.ino) { 0 } else { libc::O_DIRECT };
+                let (handle, opened) = open_file(flags | direct, self.late_errors);
                 self.ops.remember(attr.ino);
                 reply.created(&ttl, &shown, GENERATION, handle, opened);
             }
@@ -399,11 +431,14 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _seat = Seats::take(&self.seats);
         let truncate = flags.0 & libc::O_TRUNC != 0;
         match self.run("open", ino, |ops| ops.open(caller(request), ino.0, truncate)) {
             Ok(()) => {
                 self.opens.add(ino.0);
-                let (handle, opened) = open_file(flags.0);
+                // what changes beneath the kernel is read anew each time
+                let direct = if self.ops.may_cache(ino.0) { 0 } else { libc::O_DIRECT };
+                let (handle, opened) = open_file(flags.0 | direct, self.late_errors);
                 reply.opened(handle, opened);
             }
             Err(errno) => reply.error(shown_errno(errno)),
@@ -411,10 +446,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _seat = Seats::take(&self.seats);
         match self.run("opendir", ino, |ops| ops.open(caller(request), ino.0, false)) {
             Ok(()) => {
                 self.opens.add(ino.0);
-                reply.opened(HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+                let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+                reply.opened(HANDLE, if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() });
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -430,11 +467,13 @@ impl fuser::Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _seat = Seats::take(&self.seats);
         self.release_one("release", ino);
         reply.ok();
     }
 
     fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         self.release_one("releasedir", ino);
         reply.ok();
     }
@@ -450,6 +489,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _seat = Seats::take(&self.seats);
         READ_BUFFER.with_borrow_mut(|slot| {
             let wanted = size as usize;
             if slot.as_ref().is_none_or(|b| b.len() < wanted) {
@@ -477,6 +517,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _seat = Seats::take(&self.seats);
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The kernel sends no FSYNC after direct writes. The flag of the file can be changed after the open.
         let direct = handle == DIRECT_HANDLE || flags.0 & libc::O_DIRECT != 0;
@@ -496,18 +537,22 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         reply_empty(self.run("flush", ino, |ops| ops.flush(ino.0)), reply);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         reply_empty(self.run("fsync", ino, |ops| ops.fsync(ino.0, data_only)), reply);
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         reply_empty(self.run("fsyncdir", ino, |ops| ops.fsync(ino.0, data_only)), reply);
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
+        let _seat = Seats::take(&self.seats);
         let result = self.run("readdir", ino, |ops| {
             let mut add = |entry: &DirEntry| match convert::file_type(entry.file_type) {
                 None => Listed::Skipped,
@@ -525,6 +570,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
+        let _seat = Seats::take(&self.seats);
         let now = SystemTime::now();
         let result = self.run("readdirplus", ino, |ops| {
             let mut add = |entry: &DirEntry| {
@@ -554,6 +600,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _seat = Seats::take(&self.seats);
         match self.run("statfs", ino, |ops| ops.statfs()) {
             // f_bsize as f_frsize: old programs multiply the blocks by the wrong one.
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.frsize, s.namelen, s.frsize),
@@ -571,6 +618,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let _seat = Seats::take(&self.seats);
         let mode = match flags {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -582,10 +630,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _seat = Seats::take(&self.seats);
         reply_sized(self.run("getxattr", ino, |ops| ops.getxattr(ino.0, name.as_bytes())), size, reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _seat = Seats::take(&self.seats);
         let list = self.run("listxattr", ino, |ops| {
             let names = ops.listxattr(ino.0)?;
             let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
@@ -599,16 +649,19 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         let name = name.as_bytes();
         reply_empty(self.run("removexattr", ino, |ops| ops.removexattr(caller(request), ino.0, name)), reply);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        let _seat = Seats::take(&self.seats);
         // The kernel checks permissions by itself and does not ask.
         reply.error(FuseErrno::ENOSYS);
     }
 
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        let _seat = Seats::take(&self.seats);
         reply.error(FuseErrno::ENOSYS);
     }
 
@@ -623,6 +676,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
+        let _seat = Seats::take(&self.seats);
         reply.error(FuseErrno::ENOTTY);
     }
 
@@ -636,6 +690,7 @@ impl fuser::Filesystem for Adapter {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
+        let _seat = Seats::take(&self.seats);
         // The kernel then never asks again: files are always ready.
         reply.error(FuseErrno::ENOSYS);
     }
@@ -650,6 +705,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _seat = Seats::take(&self.seats);
         let Some(mode) = convert::allocate_mode(mode) else {
             return reply.error(FuseErrno::EOPNOTSUPP);
         };
@@ -664,6 +720,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let _seat = Seats::take(&self.seats);
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(FuseErrno::ENXIO);
         };
@@ -692,6 +749,7 @@ impl fuser::Filesystem for Adapter {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _seat = Seats::take(&self.seats);
         if !flags.is_empty() {
             return reply.error(FuseErrno::EINVAL);
         }

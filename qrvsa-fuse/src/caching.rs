@@ -37,9 +37,11 @@ pub(crate) fn attr_ttl(attr: &Attr, now: SystemTime) -> Duration {
 }
 
 /// How an open file is to be cached, and the handle that says so: see the table in the crate's documentation.
-pub(crate) fn open_file(flags: i32) -> (FileHandle, FopenFlags) {
+/// `late_errors`: an accepted write can fail later.
+pub(crate) fn open_file(flags: i32, late_errors: bool) -> (FileHandle, FopenFlags) {
     let mut shown = FopenFlags::FOPEN_KEEP_CACHE;
-    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+    let mode = flags & libc::O_ACCMODE;
+    if mode == libc::O_RDONLY || mode == libc::O_WRONLY && !late_errors {
         shown |= FopenFlags::FOPEN_NOFLUSH;
     }
     if flags & libc::O_DIRECT == 0 {
@@ -87,8 +89,13 @@ mod tests {
     fn only_direct_opens_bypass_the_cache() {
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         let (keep, no_flush) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
-        assert_eq!(open_file(libc::O_RDWR), (HANDLE, keep));
-        assert_eq!(open_file(libc::O_RDONLY), (HANDLE, keep | no_flush));
-        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT), (DIRECT_HANDLE, keep | direct));
+        for late_errors in [false, true] {
+            assert_eq!(open_file(libc::O_RDWR, late_errors), (HANDLE, keep));
+            assert_eq!(open_file(libc::O_RDONLY, late_errors), (HANDLE, keep | no_flush));
+        }
+        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, true), (DIRECT_HANDLE, keep | direct));
+        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, false), (DIRECT_HANDLE, keep | no_flush | direct));
+        assert_eq!(open_file(libc::O_WRONLY, true), (HANDLE, keep));
+        assert_eq!(open_file(libc::O_WRONLY, false), (HANDLE, keep | no_flush));
     }
 }

@@ -8,9 +8,11 @@
 //!  mountinfo  /proc/self/mountinfo
 //!  adapter    kernel requests -> Operations -> replies
 //!  caching    what the kernel may remember, and for how long
+//!  latency    processors that stay awake while requests come fast
 //!  listing    directory listings into replies
 //!  convert    attributes, times and flags between the two
 //!  opens      opens the kernel has not released yet
+//!  seats      all but one of the idle session threads stay away from the device
 //!  report     panics and I/O errors of operations: caught, counted, logged
 //! ```
 //!
@@ -25,7 +27,9 @@
 //! | attributes are cached for an hour; for a second while the inode changed less than a minute ago | the kernel drops cached attributes at write, truncate, fallocate, link, rename, setxattr, and the access time at each READ. Only `st_blocks` changes by itself, when new data is written out within the store's commit interval, well inside the minute |
 //! | `FOPEN_KEEP_CACHE` on every open, `FOPEN_CACHE_DIR` on directories | contents change through this mount only; the kernel drops a cached listing when a name in that directory changes (by `i_version`) |
 //! | `FOPEN_DIRECT_IO` with `FOPEN_PARALLEL_DIRECT_WRITES` on `O_DIRECT` opens only | without it the kernel holds the inode lock over each waiting direct write, so that four writers of one file take four times as long as one; the kernel keeps such writes and the page cache of other opens in step, and shared mappings work (`DIRECT_IO_ALLOW_MMAP`) |
-//! | `FOPEN_NOFLUSH` on read-only opens | there is nothing whose error a `close` could report; other opens keep FLUSH so that they report it |
+//! | what [`may_cache`](qrvsa_core::fs::ops::Operations::may_cache) excepts is not cached: files are opened for direct I/O, directories read anew, names asked for each time | the files of `.volumes` change when the volumes do |
+//! | `FOPEN_NOFLUSH` on read-only opens, and on write-only ones of a filesystem none of whose writes can fail after it was accepted | there is nothing whose error a `close` could report. Opens for both keep FLUSH: there may be a shared mapping, whose pages the kernel writes out then |
+//! | idle session threads are kept away from the device, but for one (`seats`) | the kernel wakes the thread that waits for longest: with one waiting, requests stay on a warm processor. A request that nobody is there to take waits a millisecond at most |
 //! | no writeback cache | unsynced data sits in the store, whose bound on its age counts, never in the kernel; the exception are pages dirtied through a shared mapping, which the kernel writes out by its own timer |
 //! | offsets of writes are the kernel's, also with `O_APPEND` | under the inode lock the kernel's size is the size; it cannot tell the server `RWF_NOAPPEND`, so the flag of the open file alone would put such a write at the wrong place |
 //! | default permissions | the kernel checks modes, ACLs, sticky bits; operations get calls that are allowed |
@@ -46,11 +50,13 @@ pub mod adapter;
 mod caching;
 mod convert;
 pub mod helper;
+pub mod latency;
 mod listing;
 mod mountinfo;
 mod opens;
 pub mod options;
 mod report;
+mod seats;
 pub mod session;
 mod target;
 

@@ -7,6 +7,7 @@
 //!
 //! Never call [`Mount::unmount`] or [`Mount::wait`] from within an operation: both wait for operations to end.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use qrvsa_core::{Error, ErrorKind, Result, fail};
 use crate::adapter::Adapter;
 use crate::mountinfo::{self, Identity};
 use crate::options::MountOptions;
+use crate::seats::Seats;
 use crate::target;
 
 /// How to unmount.
@@ -119,7 +121,8 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
     options.check()?;
     let path = target::prepare(mount_point, &options.fs_name)?;
     let lifecycle = Arc::new(Lifecycle::default());
-    let adapter = Adapter::new(ops, options, {
+    let seats = Arc::new(Seats::default());
+    let adapter = Adapter::new(ops, options, seats.clone(), {
         let lifecycle = lifecycle.clone();
         move || lifecycle.set_destroyed()
     });
@@ -136,6 +139,10 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
         }
         None => (mount_by_helper(adapter, &path, options, config)?, false),
     };
+    match session.as_fd().try_clone_to_owned() {
+        Ok(device) => seats.open(device),
+        Err(error) => tracing::debug!(%error, "all session threads wait at the device"),
+    }
     lifecycle.state.lock().notifier = Some(session.notifier());
     let identity = match mountinfo::topmost_at(&path) {
         Ok(Some(entry)) if entry.is_ours(&options.fs_name) => entry.identity,

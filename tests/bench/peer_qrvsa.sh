@@ -1,7 +1,7 @@
 #!/bin/bash
 # shellcheck disable=SC2034
 # This project: one pool of K+M plain files, a daemon of its own, release binaries ($QRVSA_BIN or target/release).
-# MEMORY: the daemon's memory_limit (default: its own choice).
+# MEMORY: the daemon's memory_limit (default: its own choice). CONFIG: further lines of its configuration.
 PEER=qrvsa; . "$(dirname "$0")/lib/common.sh"
 ROOT=$(cd "$HERE/../.." && pwd)
 BIN=${QRVSA_BIN:-${CARGO_TARGET_DIR:-$ROOT/target}/release}
@@ -11,7 +11,8 @@ q() { timeout "${CLI_TIMEOUT:-3600}" "$BIN/qrvsa" --socket "$ST/sock" "$@"; }
 member() { cat "$ST/member.$1" 2>/dev/null || img "$1"; }
 start() {
   : > "$ST/config.toml"
-  [ -z "${MEMORY:-}" ] || echo "memory_limit = \"$MEMORY\"" > "$ST/config.toml"
+  [ -z "${MEMORY:-}" ] || echo "memory_limit = \"$MEMORY\"" >> "$ST/config.toml"
+  [ -z "${CONFIG:-}" ] || echo "$CONFIG" >> "$ST/config.toml"
   setsid "$BIN/qrvsad" --socket "$ST/sock" --state "$ST/state" --config "$ST/config.toml" < /dev/null >> "$ST/log" 2>&1 &
   pid_note $!
   local t

@@ -1,11 +1,11 @@
 #!/bin/bash
-# run.sh: what `make bench` runs. The filesystem suite on a 4+2 pool of six files, btrfs raid6 and zfs-fuse raidz2 on six
-# files of the same disk, one after another in one run, then the engine's own benchmarks; the tables go to the terminal and
-# into docs/performance.md between its markers.
+# run.sh: what `make bench` runs. The filesystem suite on a 4+2 pool of six files; btrfs raid6, zfs-fuse raidz2 and
+# GlusterFS disperse 4+2 on six files of the same disk, one after another in one run; then the engine's own benchmarks. The
+# tables go to the terminal and into docs/performance.md between its markers.
 #
-#   PEERS="qrvsa btrfs zfsfuse"   also: gluster, ext4 (the bare disk); gluster is added where it is installed and GLUSTER=1
-#   SIZE_MB DISK_MB RT CAP REPS META_N META_CAP   sizes, see README.md; the defaults here take about ten minutes on two cores
-#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks
+#   PEERS="qrvsa btrfs zfsfuse gluster"   also: ext4 (the bare disk)
+#   SIZE_MB DISK_MB RT CAP REPS META_N META_CAP   sizes, see README.md; the defaults here take about twenty minutes on two cores
+#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks   ISCSI=0  without iSCSI
 #   OUT=DIR       keep the JSON of every figure there       DOC=FILE   write the tables elsewhere
 set -u
 cd "$(dirname "$0")" || exit 1
@@ -15,8 +15,7 @@ export K=${K:-4} M=${M:-2} DISK_MB=${DISK_MB:-1536} SIZE_MB=${SIZE_MB:-512} RT=$
 export META_N=${META_N:-4000} META_CAP=${META_CAP:-6} QUIET_WAIT=${QUIET_WAIT:-1} RETRY=${RETRY:-0} DATA_MB=${DATA_MB:-512}
 export BENCH_DIR=${BENCH_DIR:-/var/tmp/qrvsa-bench}
 DOC=${DOC:-$ROOT/docs/performance.md}
-peers=${PEERS:-qrvsa btrfs zfsfuse}
-[ "${GLUSTER:-0}" = 1 ] && command -v glusterd > /dev/null && peers="$peers gluster"
+peers=${PEERS:-qrvsa btrfs zfsfuse gluster}
 begin=$SECONDS
 
 if [ -z "${SKIP_BUILD:-}${QRVSA_BIN:-}" ]; then
@@ -63,5 +62,9 @@ fi
 
 printf '\n'
 ./table.py "$out" "$DOC" || failed=1
+if [ "${ISCSI:-1}" = 1 ]; then
+  printf '\n== iSCSI (after %d s)\n' $((SECONDS - begin))
+  ./iscsi.py "$DOC" || failed=1
+fi
 printf '\n%d s; tables written to %s\n' $((SECONDS - begin)) "${DOC#"$ROOT"/}"
 exit "$failed"

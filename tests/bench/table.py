@@ -57,7 +57,24 @@ def filesystem(runs):
         lines.append(row([t, unit] + cells + ratios))
     if noisy:
         lines += ["", "`~`: the runs differ by more than 25 %."]
-    return lines
+    return lines + lowest(runs)
+
+
+def lowest(runs):
+    """The lowest ratio to each peer and how many rows are behind the mark: half of the kernel's btrfs, ahead of the others."""
+    own, lines = runs.get("qrvsa"), []
+    for n in [n for n in runs if n not in ("qrvsa", "ext4") and own]:
+        ratios = []
+        for t, x in own["tests"].items():
+            a, b = x.get("median"), runs[n]["tests"].get(t, {}).get("median")
+            if a and b:
+                ratios.append((a / b, t))
+        if ratios:
+            mark = 0.5 if n == "btrfs" else 1.0
+            behind = [t for r, t in sorted(ratios) if r < mark]
+            lines.append("- %s: lowest ratio %s (`%s`); mark %g, %s" % (NAMES.get(n, n), number(min(ratios)[0]), min(ratios)[1], mark,
+                         "behind it: " + ", ".join("`%s`" % t for t in behind) if behind else "reached in all %d rows" % len(ratios)))
+    return [""] + lines if lines else []
 
 
 def faults(runs):

@@ -3,6 +3,7 @@
 The names of commands and options are promises to scripts. The tests read JSON only through this module, so that a changed
 field is one change here and shows as such. A field that is missing fails the test with the fields that were there.
 """
+import json
 import os
 
 
@@ -145,7 +146,7 @@ def config_text(settings):
     """The daemon's configuration file, TOML: `key = value` lines."""
     lines = []
     for key, value in settings.items():
-        lines.append("%s = %s" % (key, value if isinstance(value, (int, float)) else '"%s"' % value))
+        lines.append("%s = %s" % (key, json.dumps(value)))
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/operations.md run, in their order, as they stand there."""
+"""The commands in README.md, docs/operations.md and docs/iscsi.md run, in their order, as they stand there."""
 import os
 import re
 
@@ -54,3 +54,9 @@ def test_readme(t):
 def test_operations(t):
     """Every command in docs/operations.md works."""
     run_document(t, "docs/operations.md")
+
+
+@options(seconds=180)
+def test_iscsi(t):
+    """Every command in docs/iscsi.md works."""
+    run_document(t, "docs/iscsi.md")

@@ -8,7 +8,7 @@ PREFIX=${PREFIX:-/usr/local}
 UNITS=${UNITS:-/etc/systemd/system}
 [ "$PREFIX" != /usr ] || UNITS=/lib/systemd/system
 
-for program in qrvsa qrvsad; do install -D -m 755 "$BIN/$program" "$DESTDIR$PREFIX/bin/$program"; done
+for program in qrvsa qrvsad tgtadm; do install -D -m 755 "$BIN/$program" "$DESTDIR$PREFIX/bin/$program"; done
 # mount(8) looks for its helpers in /sbin only
 mkdir -p "$DESTDIR/sbin"
 ln -sfn "$PREFIX/bin/qrvsa" "$DESTDIR/sbin/mount.fuse.qrvsa"

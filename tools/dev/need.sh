@@ -38,6 +38,11 @@ for group in "$@"; do
       need setpriv util-linux
       need md5sum coreutils
       need find findutils
+      need tgt-admin tgt
+      need iscsi-test-cu libiscsi-bin
+      need qemu-img qemu-utils
+      need qemu-system-x86_64 qemu-system-x86
+      compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null || missing+=(qemu-block-extra)
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
       # peers and oracles of the block side
       need tgtadm tgt
@@ -49,10 +54,19 @@ for group in "$@"; do
       need_qemu
       ;;
     bench)
+      need tgtd tgt
+      need iscsi-perf libiscsi-bin
+      need qemu-img qemu-utils
+      compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null || missing+=(qemu-block-extra)
       need fio fio
       need python3 python3
       need mkfs.btrfs btrfs-progs
       need zfs-fuse zfs-fuse
+      need glusterd glusterfs-server
+      need glusterfs glusterfs-client
+      need mkfs.xfs xfsprogs
+      need ip iproute2
+      need nsenter util-linux
       need losetup mount
       ;;
     *)
@@ -77,6 +91,12 @@ case " ${missing[*]} " in
     ;;
 esac
 export DEBIAN_FRONTEND=noninteractive
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  # only the programs are wanted: nothing that is installed here is started as a service
+  printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+  chmod 755 /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+fi
 apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
 if [ -n "$qemu" ]; then
   version=$(apt-cache policy qemu-block-extra | awk '$1 == "Candidate:" { print $2 }')

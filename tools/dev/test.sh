@@ -55,7 +55,23 @@ part "examples in the documentation" cargo test --workspace --locked --quiet --d
 rc=$?
 count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 
-if part "release build" cargo build --release --locked -p qrvsa -p qrvsad; then
+# The quick share of the simulator; `make test-quick` takes a tenth of it.
+states=200000 seeds=2000
+[ "$mode" = long ] || states=20000 seeds=200
+sim() {
+  cargo build --profile sim --locked --quiet -p qrvsa-sim || return 1
+  local bin=${CARGO_TARGET_DIR:-target}/sim/qrvsa-sim rc=0
+  "$bin" crash-states --states "$states" || rc=1
+  "$bin" seeds --count "$seeds" --known tests/sim/known-seeds || rc=1
+  return $rc
+}
+part "crash states and seeds" sim
+rc=$?
+# each of the two is a test; one without its line of figures broke
+clean=$(grep -cE '^(crash states: [0-9]+ explored|seeds: [0-9]+ run), 0 violations$' "$log")
+count $rc "$clean" $((2 - clean))
+
+if part "release build" cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt; then
   part "system tests" python3 tests/system/run.py "--$mode"
   rc=$?
   count $rc "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $1 } END { print n + 0 }' "$log")" \

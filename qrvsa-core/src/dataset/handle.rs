@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::items::DatasetItems;
+use super::memtable::Growth;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::fs::store::{Intent, KIND_ORPHAN, ObjectRef, Usage};
 use crate::object::Objects;
-use crate::pool::format::entries::DatasetEntry;
+use crate::pool::format::entries::{Content, DatasetEntry};
 use crate::tree::{Key, Root};
 use crate::txg::gate::Gate;
 use crate::txg::log::IntentLog;
@@ -32,8 +33,8 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// `Suspended`, `Io`.
     fn commit_now(&self) -> Result<()>;
-    /// Accounts an item change in the open transaction group.
-    fn account_item(&self, bytes: usize);
+    /// Accounts what the changed items of the open transaction group have grown by.
+    fn account_items(&self, growth: Growth);
     /// Fails once the pool stopped writing.
     ///
     /// # Errors
@@ -45,6 +46,8 @@ pub trait Host: Send + Sync {
     fn env(&self) -> &Environment;
     /// Merges an inode item whose content fields are not to be replayed.
     fn merge_content_fields(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8>;
+    /// Whether a commit may make room: something is freed, reserved or being destroyed.
+    fn space_may_return(&self) -> bool;
     /// Whether the pool was imported read-only.
     fn read_only(&self) -> bool;
 }
@@ -65,7 +68,10 @@ pub struct Dataset {
     /// Creation, nanoseconds since the epoch.
     pub created_ns: i64,
     name: RwLock<String>,
-    content: u8,
+    content: Content,
+    /// Room for all of its contents is set aside.
+    reserved: bool,
+    destroying: AtomicBool,
     properties: RwLock<BTreeMap<String, String>>,
     next_object: AtomicU64,
     pub(crate) items: Arc<DatasetItems>,
@@ -90,6 +96,8 @@ impl Dataset {
             created_ns: entry.created_ns,
             name: RwLock::new(entry.name.clone()),
             content: entry.content,
+            reserved: entry.reserved,
+            destroying: AtomicBool::new(entry.destroying),
             properties: RwLock::new(entry.properties.iter().cloned().collect()),
             next_object: AtomicU64::new(entry.next_object.max(1025)),
             items,
@@ -104,6 +112,26 @@ impl Dataset {
     /// Name within the pool; empty for the pool's own filesystem.
     pub fn name(&self) -> String {
         self.name.read().clone()
+    }
+
+    /// What it holds.
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    /// Whether room for all of its contents is set aside.
+    pub fn reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// Whether it is being destroyed: nothing more may be begun on it.
+    pub fn destroying(&self) -> bool {
+        self.destroying.load(Ordering::Acquire)
+    }
+
+    /// Takes it out of use for good; its space comes back with the following commits.
+    pub(crate) fn set_destroying(&self) {
+        self.destroying.store(true, Ordering::Release);
     }
 
     /// A setting.
@@ -126,6 +154,8 @@ impl Dataset {
         DatasetEntry {
             id: self.id,
             content: self.content,
+            destroying: self.destroying(),
+            reserved: self.reserved,
             hash_seed: self.hash_seed,
             next_object: self.next_object.load(Ordering::Acquire),
             created_ns: self.created_ns,

@@ -31,6 +31,15 @@ const PAGE_ITEMS_MAX: usize = 512;
 
 type Shard = RwLock<BTreeMap<Key, Option<Value>>>;
 
+/// What setting an item changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// Items more than before: 0 or 1.
+    pub items: u64,
+    /// Memory more than before, in bytes; less if negative.
+    pub bytes: i64,
+}
+
 /// The changes of one transaction group. `None` as a value is a tombstone: the item is deleted.
 pub struct Memtable {
     shards: Box<[Shard]>,
@@ -61,32 +70,35 @@ impl Memtable {
     }
 
     /// Sets an item.
-    pub fn put(&self, key: Key, value: Value) {
-        self.set(key, Some(value));
+    pub fn put(&self, key: Key, value: Value) -> Growth {
+        self.set(key, Some(value))
     }
 
     /// Deletes an item, whether it exists or not.
-    pub fn delete(&self, key: Key) {
-        self.set(key, None);
+    pub fn delete(&self, key: Key) -> Growth {
+        self.set(key, None)
     }
 
     /// Sets an item, or deletes it with `None`.
-    pub fn set(&self, key: Key, value: Option<Value>) {
+    pub fn set(&self, key: Key, value: Option<Value>) -> Growth {
         let added = charge(value.as_ref());
         let mut shard = self.shards[shard_of(key.object)].write();
         let before = shard.insert(key, value);
         // The counters change under the lock, so that what an item was charged is always there to be taken off.
         self.bytes.fetch_add(added, Ordering::Relaxed);
-        match &before {
+        let removed = match &before {
             Some(value) => {
-                self.bytes.fetch_sub(charge(value.as_ref()), Ordering::Relaxed);
+                let removed = charge(value.as_ref());
+                self.bytes.fetch_sub(removed, Ordering::Relaxed);
+                removed
             }
             None => {
                 self.items.fetch_add(1, Ordering::Relaxed);
+                0
             }
-        }
+        };
         drop(shard);
-        drop(before);
+        Growth { items: u64::from(before.is_none()), bytes: added as i64 - removed as i64 }
     }
 
     /// What is known here about an item: `None` nothing, `Some(None)` that it is deleted, else its value.
@@ -229,11 +241,14 @@ mod tests {
         ) {
             let memtable = Memtable::new();
             let mut model = BTreeMap::new();
+            let mut grown = Growth::default();
             for (key, len) in changes {
-                match len {
+                let growth = match len {
                     Some(len) => memtable.put(key, value(len)),
                     None => memtable.delete(key),
-                }
+                };
+                grown = Growth { items: grown.items + growth.items, bytes: grown.bytes + growth.bytes };
+                prop_assert_eq!((grown.items, grown.bytes), (memtable.len() as u64, memtable.bytes() as i64));
                 model.insert(key, len.map(value));
                 prop_assert_eq!(memtable.get(key), Some(len.map(value)));
             }
@@ -272,7 +287,11 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..20_000u64 {
                         let key = Key::new(i % 3, 0, (i.wrapping_mul(7919) % 6000) | 1);
-                        if (i + thread) % 2 == 0 { memtable.put(key, value(3)) } else { memtable.delete(key) }
+                        if (i + thread) % 2 == 0 {
+                            memtable.put(key, value(3))
+                        } else {
+                            memtable.delete(key)
+                        };
                     }
                 });
             }

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Dataset;
+use super::memtable::Growth;
 use crate::error::Result;
+use crate::fail;
 use crate::fs::store::{Intent, Log, ObjectRef, Store, SyncTicket, Usage, Value};
 use crate::object::{Items, LogOp};
 use crate::record::context::with_object;
@@ -42,16 +44,17 @@ impl Drop for Transaction<'_> {
 
 impl Dataset {
     fn change(&self, tx: &Transaction<'_>, key: Key, value: Option<Value>, log: Log) {
-        self.host.account_item(64 + value.as_ref().map_or(0, |v| v.len()));
+        let mut logged = 0;
         if log != Log::WithObject {
             let keep = log == Log::KeepContentFields;
-            entry::encode_change(&mut tx.changes.borrow_mut(), key, value.as_deref(), keep);
+            let mut changes = tx.changes.borrow_mut();
+            let before = changes.len();
+            entry::encode_change(&mut changes, key, value.as_deref(), keep);
+            logged = changes.len() - before;
         }
-        let open = self.items.open();
-        match value {
-            Some(value) => open.put(key, value),
-            None => open.delete(key),
-        }
+        // what waits for the log takes memory each time, an item that changes again does not
+        let growth = self.items.open().set(key, value);
+        self.host.account_items(Growth { bytes: growth.bytes + logged as i64, ..growth });
     }
 
     /// Begins a transaction without asking for admission (replay, internal work).
@@ -66,24 +69,33 @@ impl Dataset {
         pending.bytes = pending.entries.iter().map(|(_, b)| b.len() + 64).sum();
     }
 
-    /// Queues everything that an fsync of the object has to make durable. `None`: it is too much for the log.
-    fn enqueue(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<Option<SyncTicket>> {
+    /// Queues everything that an fsync of the object has to make durable, as far as it lies in `range` (bytes). `None`: it
+    /// is too much for the log.
+    ///
+    /// Data that lies together becomes one entry, and an entry is replayed as a whole or not at all: a write that was one
+    /// call is never there in part.
+    fn enqueue(
+        &self,
+        object: ObjectRef,
+        range: Range<u64>,
+        items: &[(Key, Option<Value>)],
+    ) -> Result<Option<SyncTicket>> {
         let _order = self.log_order.lock();
         // holding the group open ties the entries to it: nothing they contain can be committed under an older number
         let tx = self.begin_unchecked();
         let txg = tx.hold.txg();
-        {
+        let pending_bytes = {
             let pending = self.pending.lock();
-            let too_long = pending.entries.iter().any(|(_, b)| b.len() + 32 > ENTRY_BYTES_MAX);
-            let bytes = pending.bytes as u64 + self.objects.unlogged_bytes(object.id);
-            if bytes > LOGGED_BYTES_MAX || too_long {
+            if pending.entries.iter().any(|(_, b)| b.len() + 32 > ENTRY_BYTES_MAX) {
                 return Ok(None);
             }
-        }
-        let unlogged = self.objects.take_unlogged(object);
-        if unlogged.committing.is_some() {
-            // part of it is being committed without ever having been logged: that commit, and the rest with the next.
-            // Nothing was taken: somebody else may log before that.
+            pending.bytes as u64
+        };
+        let Some(left) = LOGGED_BYTES_MAX.checked_sub(pending_bytes) else { return Ok(None) };
+        let unlogged = self.objects.take_unlogged(object, range, left);
+        if unlogged.committing.is_some() || unlogged.too_much {
+            // Part of it is being committed without ever having been logged: that commit, and the rest with the next.
+            // Or it is too much. Nothing was taken: somebody else may log before that.
             return Ok(None);
         }
         let mut entries = Vec::new();
@@ -94,14 +106,19 @@ impl Dataset {
                 entries.push(entry::items_entry(self.id, txg, &body));
             }
         }
-        for op in unlogged.ops {
+        let mut ops = unlogged.ops.into_iter().peekable();
+        while let Some(op) = ops.next() {
             match op {
                 LogOp::Write { txg, offset, data } => {
-                    let mut at = offset;
-                    for piece in data.chunks(256 << 10) {
-                        entries.push(entry::write_entry(self.id, txg, object, at, piece));
-                        at += piece.len() as u64;
+                    let mut end = offset + data.len() as u64;
+                    let mut run = vec![data];
+                    while let Some(LogOp::Write { data, .. }) =
+                        ops.next_if(|op| matches!(op, LogOp::Write { txg: t, offset: o, .. } if *t == txg && *o == end))
+                    {
+                        end += data.len() as u64;
+                        run.push(data);
                     }
+                    entries.push(entry::write_entry(self.id, txg, object, offset, run.iter().map(|data| &data[..])));
                 }
                 LogOp::Punch { txg, range } => {
                     entries.push(entry::punch_entry(self.id, txg, object, range.start, range.end));
@@ -118,6 +135,16 @@ impl Dataset {
         let ticket = self.host.log().append(entries)?;
         Ok(Some(SyncTicket(ticket.number())))
     }
+
+    /// As [`Store::log_object`] for a part of the contents: only bytes of `range` are put on their way. Other changes of
+    /// the object, also earlier ones, may be lost where these are kept.
+    ///
+    /// # Errors
+    /// As [`Store::log_object`].
+    pub(crate) fn log_range(&self, object: ObjectRef, range: Range<u64>) -> Result<SyncTicket> {
+        self.host.check_writable()?;
+        Ok(self.enqueue(object, range, &[])?.unwrap_or(COMMIT))
+    }
 }
 
 impl Store for Dataset {
@@ -125,7 +152,12 @@ impl Store for Dataset {
 
     fn begin(&self, intent: Intent) -> Result<Transaction<'_>> {
         self.host.admit(intent)?;
-        Ok(self.begin_unchecked())
+        let tx = self.begin_unchecked();
+        // under the hold: the group that closes after the dataset was marked is the last with changes of it
+        if self.destroying() {
+            fail!(NotFound, "'{}' was destroyed", self.name());
+        }
+        Ok(tx)
     }
 
     fn get(&self, key: Key) -> Result<Option<Value>> {
@@ -179,7 +211,7 @@ impl Store for Dataset {
 
     fn log_object(&self, object: ObjectRef, items: &[(Key, Option<Value>)]) -> Result<SyncTicket> {
         self.host.check_writable()?;
-        Ok(self.enqueue(object, items)?.unwrap_or(COMMIT))
+        Ok(self.enqueue(object, 0..u64::MAX, items)?.unwrap_or(COMMIT))
     }
 
     fn wait_durable(&self, ticket: SyncTicket) -> Result<()> {

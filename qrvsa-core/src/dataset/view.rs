@@ -142,7 +142,9 @@ mod tests {
 
     fn memtable(layer: &BTreeMap<Key, Option<Value>>) -> Arc<Memtable> {
         let memtable = Memtable::new();
-        layer.iter().for_each(|(key, value)| memtable.set(*key, value.clone()));
+        for (key, value) in layer {
+            memtable.set(*key, value.clone());
+        }
         Arc::new(memtable)
     }
 
@@ -186,7 +188,9 @@ mod tests {
         let root = Arc::new(tree::apply(&store, &Root::EMPTY, 1, 1, (0..100_000).map(entry)).unwrap());
         let view = View { open: Arc::default(), syncing: Some(Arc::default()), root };
         // A gap of deleted entries, which a page must step over.
-        (1000..4000).for_each(|i| view.open.delete(Key::new(7, 2, i)));
+        for i in 1000..4000 {
+            view.open.delete(Key::new(7, 2, i));
+        }
         let (mut from, mut seen) = (Key::new(7, 2, 0), 0);
         loop {
             let reads = store.reads();

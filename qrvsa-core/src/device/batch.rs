@@ -6,6 +6,7 @@
 //! A batch stays on the thread that made it (it is not `Send`): requests may sit in that thread's ring, which only that
 //! thread drives.
 
+use crate::waits;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -177,6 +178,9 @@ impl IoBatch {
         let end = now.checked_add(deadline);
         let unstarted = !self.fresh.is_empty();
         self.submit();
+        if self.completions.pending() > 0 {
+            waits::announce();
+        }
         if unstarted && self.lanes.len() > 1 {
             // Devices of several kinds must not wait for each other's queues. One device is kicked by its drive.
             self.kick();

@@ -1,6 +1,5 @@
 //! What an administrator does to a whole pool, and looking inside it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Pool;
@@ -11,7 +10,7 @@ use crate::fail;
 use crate::object::{Items, KIND_EXTENT};
 use crate::pool::format::entries::MemberState;
 use crate::record::pointer::Pointer;
-use crate::tree::{self, Key, Node, NodeStore, Place, Root, Step, Visitor};
+use crate::tree::Key;
 
 /// What a fragment is in its record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,49 +95,32 @@ impl Pool {
         Ok(())
     }
 
-    /// Destroys a filesystem that nobody has mounted.
+    /// Destroys a filesystem that nobody has mounted, or a volume that nobody uses. Its name is free at the return; its space
+    /// comes back with this and the following commits.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for the pool's own filesystem.
+    /// `NotFound`, `Invalid` for the pool's own filesystem, `Busy` for a volume in use.
     pub fn destroy_dataset(&self, name: &str) -> Result<()> {
+        let _naming = self.naming.lock();
         let Some(dataset) = self.dataset(name) else { fail!(NotFound, "'{}/{name}' does not exist", self.name) };
         if name.is_empty() {
             fail!(Invalid, "the pool's own filesystem goes only with the pool ('pool destroy')");
         }
-        // nothing of it is in memory after this
+        {
+            let mut volumes = self.volumes.lock();
+            if volumes.get(&dataset.id).is_some_and(|v| v.strong_count() > 0) {
+                fail!(
+                    Busy,
+                    "volume '{}/{name}' is in use; take it off its target ('target lun remove') first",
+                    self.name
+                );
+            }
+            volumes.remove(&dataset.id);
+            dataset.set_destroying();
+        }
         self.commit()?;
-        let _state = self.commit_state.lock();
-        let root = dataset.items.view().root.clone();
-        self.datasets.write().remove(&dataset.id);
-        self.removed_datasets.lock().push((dataset.id, root));
-        drop(_state);
+        // small ones are gone and their space is back after this; the committer goes on with large ones
         self.commit()
-    }
-
-    /// Frees everything a removed dataset had. Committing thread only.
-    pub(crate) fn free_dataset(&self, txg: u64, root: &Arc<Root>) -> Result<()> {
-        struct Free<'a> {
-            pool: &'a Pool,
-            txg: u64,
-        }
-        impl Visitor for Free<'_> {
-            fn node(&mut self, place: &Place<'_>, node: &Arc<Node>) -> Result<Step> {
-                if place.level == 0 {
-                    for (key, value) in node.items() {
-                        if key.kind == KIND_EXTENT {
-                            let (pointer, _) = Pointer::decode(value)?;
-                            self.pool.records.free(self.txg, &pointer)?;
-                        }
-                    }
-                }
-                Ok(Step::Into)
-            }
-            fn enter(&mut self, place: &Place<'_>) -> Result<Step> {
-                self.pool.records.free(self.txg, place.pointer)?;
-                Ok(Step::Into)
-            }
-        }
-        tree::walk(&*self.meta as &dyn NodeStore, root, Key::MIN, &mut Free { pool: self, txg })
     }
 
     /// Ends service: everything is made durable, jobs are told to pause, the pool is marked clean. Afterwards the pool is
@@ -150,6 +132,7 @@ impl Pool {
         for job in self.jobs.all() {
             job.request.store(1, Ordering::Release);
         }
+        self.retire_volumes();
         let result = if self.options.read_only || self.suspended().is_some() {
             Ok(())
         } else {
@@ -165,6 +148,7 @@ impl Pool {
 
     /// Lets go of everything without writing anything, as a crash does.
     pub fn abandon(&self) {
+        self.retire_volumes();
         self.datasets.write().clear();
         for member in self.space.members() {
             member.set_device(None);

@@ -8,6 +8,7 @@
 //! 6. Publish: readers see the new roots, rows freed one group earlier become available, the log before the mark of the
 //!    previous group may be overwritten.
 
+use crate::waits;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,8 +29,8 @@ use crate::tree::{self, Key, Root};
 
 /// Owner number of the pool tree's nodes.
 pub(crate) const POOL_TREE: u64 = 0;
-/// Extents of deleted objects freed in one transaction group.
-const REAP_EXTENTS_MAX: usize = 100_000;
+/// Extents of deleted objects freed in one transaction group. Few in tests, so that what takes many groups is tested.
+const REAP_EXTENTS_MAX: usize = if cfg!(test) { 1000 } else { 100_000 };
 
 impl Pool {
     /// Commits until the group `wanted` is durable.
@@ -38,6 +39,7 @@ impl Pool {
     /// `Suspended` when the pool cannot be written any more.
     pub fn commit_up_to(&self, wanted: u64) -> Result<()> {
         while self.committed.load(Ordering::Acquire) < wanted {
+            waits::announce();
             let mut state = self.commit_state.lock();
             if self.committed.load(Ordering::Acquire) >= wanted {
                 return Ok(());
@@ -82,8 +84,10 @@ impl Pool {
     fn commit_steps(&self, state: &mut super::pool::CommitState, clean: bool) -> Result<()> {
         // 1. close
         let (txg, (datasets, mark)) = self.gate.close(|txg| {
-            let datasets = self.datasets();
+            let datasets = self.every_dataset();
             datasets.iter().for_each(|d| d.items.freeze());
+            // looked at while nobody holds the group: later groups have no changes of a dataset that is destroyed now
+            let datasets: Vec<_> = datasets.into_iter().map(|d| (d.clone(), d.destroying())).collect();
             self.reset_open_items();
             (datasets, self.log.mark(txg))
         });
@@ -91,14 +95,16 @@ impl Pool {
         self.system.set_txg(txg);
         // 2. data and dataset trees
         let mut roots: Vec<(Arc<Dataset>, Root)> = Vec::new();
-        for dataset in datasets {
-            let root = self.sync_dataset(txg, &dataset)?;
-            roots.push((dataset, root));
-        }
         let mut removed = Vec::new();
-        for (id, root) in std::mem::take(&mut *self.removed_datasets.lock()) {
-            self.free_dataset(txg, &root)?;
-            removed.push(id);
+        for (dataset, destroying) in datasets {
+            let root = self.sync_dataset(txg, &dataset, destroying)?;
+            // nothing begins on it any more: what is empty now stays so
+            if destroying && root == Root::EMPTY {
+                self.datasets.write().remove(&dataset.id);
+                self.claims.lock().remove(&dataset.id);
+                removed.push(dataset.id);
+            }
+            roots.push((dataset, root));
         }
         self.note_damage();
         self.prune_damage();
@@ -123,6 +129,7 @@ impl Pool {
         self.write_uberblock(txg, state.generation, &root, log, clean)?;
         // 6. publish
         self.root.store(Arc::new(root));
+        self.tree_nodes.store(roots.iter().map(|(_, root)| root.nodes).sum(), Ordering::Relaxed);
         for (dataset, root) in roots {
             dataset.items.publish(root);
             dataset.trim_pending(txg);
@@ -136,7 +143,7 @@ impl Pool {
         state.last_commit_ns = self.env.clock.monotonic_ns();
         self.space.commit_done(txg)?;
         self.discard_free_zones();
-        Ok(())
+        self.update_claims()
     }
 
     /// Lets devices that grow on a filesystem give back the space of zones that are free for good: the root that no longer
@@ -166,8 +173,11 @@ impl Pool {
         self.space.discarded(zones.iter().filter(|p| !late(p)).copied().collect());
     }
 
-    fn sync_dataset(&self, txg: u64, dataset: &Arc<Dataset>) -> Result<Root> {
+    fn sync_dataset(&self, txg: u64, dataset: &Arc<Dataset>, destroying: bool) -> Result<Root> {
         dataset.objects.sync_txg(txg, REAP_EXTENTS_MAX)?;
+        if destroying {
+            dataset.objects.reap_everything(txg, REAP_EXTENTS_MAX)?;
+        }
         let view = dataset.items.view();
         let syncing = view.syncing.as_ref().expect("frozen at the start of this commit");
         tree::apply(&*self.meta, &view.root, txg, dataset.id, syncing.batch())

@@ -11,7 +11,7 @@ use crate::env::Environment;
 use crate::error::Result;
 use crate::fail;
 use crate::fs::{FileSystem, FormatOptions};
-use crate::pool::format::entries::{Class, DatasetEntry, DeviceEntry, MemberState};
+use crate::pool::format::entries::{Class, Content, DatasetEntry, DeviceEntry, MemberState};
 use crate::pool::format::label::{Label, NAME_BYTES_MAX};
 use crate::pool::format::layout;
 use crate::pool::format::uberblock::LogStart;
@@ -146,10 +146,15 @@ impl Pool {
             root: Root::EMPTY,
         }));
         pool.install_bitmap_loader();
-        pool.add_dataset("", ROOT_DATASET)?;
-        pool.commit()?;
-        for (device, label) in devices.iter().zip(&labels) {
-            write_label(device, label)?;
+        let begin = || {
+            pool.add_dataset("", ROOT_DATASET)?;
+            pool.commit()?;
+            devices.iter().zip(&labels).try_for_each(|(device, label)| write_label(device, label))
+        };
+        if let Err(e) = begin() {
+            // the pool and its datasets hold each other, and the devices
+            pool.abandon();
+            return Err(e);
         }
         Ok(pool)
     }
@@ -160,27 +165,41 @@ impl Pool {
     /// `Exists`, `Invalid`, `NoSpace`.
     pub fn create_dataset(self: &Arc<Self>, name: &str) -> Result<()> {
         check_name(name, "filesystem")?;
-        if self.dataset(name).is_some() {
-            fail!(Exists, "'{}/{name}' exists already", self.name);
-        }
-        let id = self.datasets.read().keys().max().copied().unwrap_or(0) + 1;
+        let _naming = self.naming.lock();
+        let id = self.new_dataset_id(name)?;
         self.add_dataset(name, id)?;
         self.commit()
     }
 
-    fn add_dataset(self: &Arc<Self>, name: &str, id: u64) -> Result<()> {
+    /// A number for a new dataset whose name is free. Called with `naming` held.
+    pub(crate) fn new_dataset_id(&self, name: &str) -> Result<u64> {
+        if self.dataset(name).is_some() {
+            fail!(Exists, "'{}/{name}' exists already; choose another name", self.name);
+        }
+        Ok(self.datasets.read().keys().max().copied().unwrap_or(0) + 1)
+    }
+
+    /// The entry of a new, empty dataset.
+    pub(crate) fn new_entry(&self, name: &str, id: u64, content: Content) -> DatasetEntry {
         let mut root = Vec::new();
         Root::EMPTY.encode(&mut root);
-        let entry = DatasetEntry {
+        DatasetEntry {
             id,
-            content: 1,
+            content,
+            destroying: false,
+            reserved: false,
             hash_seed: self.env.random.next_u64(),
             next_object: 1025,
             created_ns: self.env.clock.wall_ns(),
             name: name.to_owned(),
-            properties: vec![("recordsize".to_owned(), RECORD_SIZE_DEFAULT.to_string())],
+            properties: Vec::new(),
             root,
-        };
+        }
+    }
+
+    fn add_dataset(self: &Arc<Self>, name: &str, id: u64) -> Result<()> {
+        let mut entry = self.new_entry(name, id, Content::FileSystem);
+        entry.properties = vec![("recordsize".to_owned(), RECORD_SIZE_DEFAULT.to_string())];
         let dataset = self.attach_dataset(&entry)?;
         FileSystem::format(&*dataset, FormatOptions { record_size: RECORD_SIZE_DEFAULT, ..FormatOptions::default() })?;
         Ok(())

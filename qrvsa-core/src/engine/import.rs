@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::open::{Candidate, write_label};
 use super::pool::{Options, Parts, Pool};
+use crate::buf::{AlignedBuf, BufSlice};
 use crate::dataset::items::DatasetItems;
 use crate::dataset::{Dataset, Host};
+use crate::device::{IoBatch, Outcome, Request};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
@@ -21,6 +23,7 @@ use crate::pool::group::Group;
 use crate::pool::member::Member;
 use crate::pool::space::{Geometry, NODE_ROWS, Space};
 use crate::record::pointer::Pointer;
+use crate::record::store::WRITE_DEADLINE;
 use crate::tree::{self, Key, Place, Root, Step, Visitor};
 use crate::txg::entry::{Action, Entry};
 
@@ -64,6 +67,32 @@ fn refuse_clones(candidates: Vec<Candidate>, warnings: &mut Vec<String>) -> Resu
     Ok(kept)
 }
 
+/// Warns of devices with a history of their own: they were used without any of those that are used now, so what was
+/// changed on them meanwhile is not in the state that `chosen` names.
+fn note_diverged(candidates: &[Candidate], chosen: &Uberblock, warnings: &mut Vec<String>) {
+    let serving =
+        |u: &Uberblock| -> Vec<u128> { u.members.iter().filter(|m| m.in_service()).map(|m| m.device_id).collect() };
+    let used = serving(chosen);
+    // the states that the devices in use have been through, as far as they remember
+    let is_ours = |u: &Uberblock| {
+        let mut kept = candidates.iter().filter(|c| used.contains(&c.label.device_id)).flat_map(|c| &c.uberblocks);
+        kept.any(|o| (o.generation, o.txg) == (u.generation, u.txg) && o.root == u.root)
+    };
+    for candidate in candidates.iter().filter(|c| !used.contains(&c.label.device_id)) {
+        let Some(last) = candidate.uberblocks.first() else { continue };
+        let apart = !serving(last).is_empty() && serving(last).iter().all(|device| !used.contains(device));
+        if apart && !is_ours(last) {
+            warnings.push(format!(
+                "{} was used apart from the devices in use now and has changes of its own (up to transaction group {}), \
+                 which are not in this pool; to see them, export the pool and import it from the other devices alone, \
+                 before they are brought back or replaced",
+                candidate.path().display(),
+                last.txg
+            ));
+        }
+    }
+}
+
 impl Pool {
     /// Imports a pool from the candidates that carry its label.
     ///
@@ -85,8 +114,12 @@ impl Pool {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
                 Ok(pool) => {
                     // from here on the pool is written to: no older state is good any more, an error ends the import
-                    if !pool.options.read_only {
-                        pool.become_writable(choice, &candidates)?;
+                    if !pool.options.read_only
+                        && let Err(e) = pool.become_writable(choice, &candidates)
+                    {
+                        // the pool and its datasets hold each other, and the devices
+                        pool.abandon();
+                        return Err(e);
                     }
                     if choice.txg != newest_txg {
                         let text = format!(
@@ -96,6 +129,7 @@ impl Pool {
                         tracing::error!(pool = %pool.name, "{text}");
                         warnings.push(text);
                     }
+                    note_diverged(&candidates, choice, &mut warnings);
                     warnings.iter().for_each(|w| tracing::warn!(pool = %pool.name, "{w}"));
                     pool.warnings.lock().append(&mut warnings);
                     return Ok(pool);
@@ -227,6 +261,7 @@ impl Pool {
         let mut datasets: Vec<DatasetEntry> = Vec::new();
         let mut damaged: Vec<((u64, u64), String)> = Vec::new();
         let mut jobs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut blobs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut cursor = tree::Cursor::new(&reader, &root, Key::MIN, Key::MAX);
         while let Some((key, value)) = cursor.next()? {
             match key.kind {
@@ -255,6 +290,7 @@ impl Pool {
                     damaged.push(((key.object, key.offset), String::from_utf8_lossy(&value).into_owned()));
                 }
                 kind::JOB => jobs.push((key.offset, value.to_vec())),
+                kind::BLOB => blobs.push((key.offset, value.to_vec())),
                 _ => {}
             }
         }
@@ -297,14 +333,20 @@ impl Pool {
         pool.install_bitmap_loader();
         pool.damaged.lock().extend(damaged);
         pool.jobs.restore(jobs);
+        pool.blobs.restore(&blobs)?;
         for entry in &datasets {
-            pool.attach_dataset(entry)?;
+            if let Err(e) = pool.attach_dataset(entry) {
+                pool.abandon();
+                return Err(e);
+            }
         }
+        pool.update_claims()?;
         Ok(pool)
     }
 
     /// Makes the new generation durable, replays the log, and commits.
     fn become_writable(self: &Arc<Self>, uber: &Uberblock, candidates: &[Candidate]) -> Result<()> {
+        self.complete_uberblock(uber, candidates)?;
         {
             // the import counter first: nothing is written before it is durable
             let mut state = self.commit_state.lock();
@@ -355,6 +397,36 @@ impl Pool {
         Ok(())
     }
 
+    /// Gives the uberblock to members in service that lack it. It lists them, so they hold all it refers to. Without this, a
+    /// crash in the next one could leave members two groups apart, and that is the sign of one that missed something.
+    fn complete_uberblock(&self, uber: &Uberblock, candidates: &[Candidate]) -> Result<()> {
+        let mut batch = IoBatch::new();
+        let mut owners = Vec::new();
+        for member in self.space.members() {
+            let Some(device) = member.device() else { continue };
+            let has_it = |c: &Candidate| {
+                c.uberblocks.first().is_some_and(|u| (u.generation, u.txg) == (uber.generation, uber.txg))
+            };
+            if candidates.iter().any(|c| c.label.device_id == member.device_id && has_it(c)) {
+                continue;
+            }
+            let copy = Uberblock { device_id: member.device_id, ..uber.clone() };
+            let slices = vec![BufSlice::whole(Arc::new(AlignedBuf::from_slice(&copy.encode()?)))];
+            batch.push(&device, Request::Write { offset: layout::slot_offset(uber.txg), slices, durable: true });
+            owners.push(member);
+        }
+        for (outcome, member) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+            let reason = match outcome {
+                Outcome::Done(_) => continue,
+                Outcome::Failed(error) => format!("uberblock write failed: {error}"),
+                Outcome::TimedOut => "the uberblock was not taken in time".to_owned(),
+            };
+            member.count(&member.write_errors);
+            member.fail(&reason);
+        }
+        Ok(())
+    }
+
     /// Members that are here but missed something come back, to be rebuilt; all but those the administrator took out.
     fn rejoin(&self, candidates: &[Candidate]) -> Result<()> {
         let mut any = false;
@@ -385,8 +457,7 @@ impl Pool {
                 for change in changes {
                     dataset.note_object(change.key.object);
                     let Some(value) = change.value else {
-                        open.delete(change.key);
-                        self.account_item(64);
+                        self.account_items(open.delete(change.key));
                         continue;
                     };
                     let value = if change.keep_content_fields {
@@ -395,8 +466,7 @@ impl Pool {
                     } else {
                         value
                     };
-                    self.account_item(64 + value.len());
-                    open.put(change.key, Arc::from(value));
+                    self.account_items(open.put(change.key, Arc::from(value)));
                 }
             }
             Action::Write { object, offset, data } => {
@@ -445,8 +515,9 @@ impl Pool {
     /// Puts a dataset in place.
     pub(crate) fn attach_dataset(self: &Arc<Self>, entry: &DatasetEntry) -> Result<Arc<Dataset>> {
         let (root, _) = Root::decode(&entry.root)?;
+        self.tree_nodes.fetch_add(root.nodes, std::sync::atomic::Ordering::Relaxed);
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
-        let io = Arc::new(super::pool_io::PoolIo::new(self));
+        let io = Arc::new(super::pool_io::PoolIo::new(self, entry.reserved));
         let objects = Objects::new(io, items.clone());
         let host: Arc<dyn Host> = self.clone();
         let dataset = Arc::new(Dataset::new(entry, items, objects, host));

@@ -4,6 +4,7 @@
 //! `import` bring a pool into being, `scrub`, `rebuild` and `check` walk it, `status` tells how it is.
 
 pub mod admin;
+pub mod blobs;
 pub mod check;
 pub mod commit;
 pub mod create;
@@ -16,5 +17,6 @@ pub mod scrub;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod volumes;
 
 pub use pool::{Options, Pool};

@@ -1,26 +1,28 @@
 //! The pool in memory, and what its datasets ask of it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::dataset::memtable::Growth;
 use crate::dataset::nodes::Nodes;
 use crate::dataset::{Dataset, Host};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::fs::store::{Intent, Usage};
-use crate::pool::format::entries::{Class, kind};
+use crate::pool::format::entries::{Class, Content, kind};
 use crate::pool::group::Group;
 use crate::pool::space::{Geometry, Space};
 use crate::record::store::RecordStore;
 use crate::tree::{Key, Root};
 use crate::txg::gate::Gate;
 use crate::txg::log::IntentLog;
+use crate::volume::Volume;
 
 /// What a pool is run with.
 #[derive(Clone, Debug)]
@@ -93,13 +95,22 @@ pub struct Pool {
     pub(crate) gate: Gate,
     pub(crate) log: IntentLog,
     pub(crate) datasets: RwLock<BTreeMap<u64, Arc<Dataset>>>,
-    pub(crate) removed_datasets: Mutex<Vec<(u64, Arc<Root>)>>,
+    /// Volumes in use, by dataset.
+    pub(crate) volumes: Mutex<BTreeMap<u64, Weak<Volume>>>,
+    /// What is promised to each reserved volume beyond what it has.
+    pub(crate) claims: Mutex<BTreeMap<u64, super::volumes::Claim>>,
+    /// Held while datasets are made and destroyed, so that names and numbers are given once.
+    pub(crate) naming: Mutex<()>,
+    /// Values that front ends keep, by name.
+    pub(crate) blobs: super::blobs::Blobs,
     pub(crate) root: ArcSwap<Root>,
     pub(crate) commit_state: Mutex<CommitState>,
     pub(crate) committed: AtomicU64,
     pub(crate) dirty: Arc<AtomicI64>,
     open_items: AtomicU64,
-    open_item_bytes: AtomicU64,
+    open_item_bytes: AtomicI64,
+    /// Nodes of all datasets' trees, as of the last commit.
+    pub(crate) tree_nodes: AtomicU64,
     suspended: AtomicBool,
     suspended_why: Mutex<String>,
     /// Items of the pool tree to store with the next commit.
@@ -149,7 +160,10 @@ impl Pool {
             gate: Gate::new(parts.txg + 1),
             log,
             datasets: RwLock::new(BTreeMap::new()),
-            removed_datasets: Mutex::new(Vec::new()),
+            volumes: Mutex::new(BTreeMap::new()),
+            claims: Mutex::new(BTreeMap::new()),
+            naming: Mutex::new(()),
+            blobs: super::blobs::Blobs::default(),
             root: ArcSwap::from_pointee(parts.root),
             commit_state: Mutex::new(CommitState {
                 generation: parts.generation,
@@ -160,7 +174,8 @@ impl Pool {
             committed: AtomicU64::new(parts.txg),
             dirty: Arc::new(AtomicI64::new(0)),
             open_items: AtomicU64::new(0),
-            open_item_bytes: AtomicU64::new(0),
+            open_item_bytes: AtomicI64::new(0),
+            tree_nodes: AtomicU64::new(0),
             suspended: AtomicBool::new(false),
             suspended_why: Mutex::new(String::new()),
             pool_items: Mutex::new(BTreeMap::new()),
@@ -188,8 +203,21 @@ impl Pool {
 
     /// Bytes of unsynced data and items.
     pub fn dirty_bytes(&self) -> u64 {
-        let data = u64::try_from(self.dirty.load(Ordering::Relaxed)).unwrap_or(0);
-        data + self.open_item_bytes.load(Ordering::Relaxed)
+        let unsigned = |bytes: &AtomicI64| u64::try_from(bytes.load(Ordering::Relaxed)).unwrap_or(0);
+        unsigned(&self.dirty) + unsigned(&self.open_item_bytes)
+    }
+
+    /// How many tree nodes a commit of the items that are changed now may write at most. Each changed item may rewrite a node of its
+    /// own, but no node is rewritten twice: more than there are can only come from what is added, and are filled to a
+    /// quarter at least.
+    fn commit_nodes_max(&self) -> u64 {
+        /// An extent of one block: pointer, key, and its part of a parent.
+        const EXTENT_BYTES: u64 = 192;
+        let extents = u64::try_from(self.dirty.load(Ordering::Relaxed)).unwrap_or(0) / crate::buf::BLOCK_SIZE as u64;
+        let item_bytes = u64::try_from(self.open_item_bytes.load(Ordering::Relaxed)).unwrap_or(0);
+        let added = (item_bytes + extents * EXTENT_BYTES) / (crate::tree::NODE_BYTES_MAX as u64 / 4);
+        let items = self.open_items.load(Ordering::Relaxed);
+        items.min(self.tree_nodes.load(Ordering::Relaxed) + added + 64)
     }
 
     /// The newest committed transaction group.
@@ -202,14 +230,19 @@ impl Pool {
         self.open_item_bytes.store(0, Ordering::Relaxed);
     }
 
-    /// All datasets, by number.
+    /// All datasets, by number, without those that are being destroyed.
     pub fn datasets(&self) -> Vec<Arc<Dataset>> {
+        self.datasets.read().values().filter(|d| !d.destroying()).cloned().collect()
+    }
+
+    /// All datasets, by number.
+    pub(crate) fn every_dataset(&self) -> Vec<Arc<Dataset>> {
         self.datasets.read().values().cloned().collect()
     }
 
     /// The dataset of this name; empty for the pool's own filesystem.
     pub fn dataset(&self, name: &str) -> Option<Arc<Dataset>> {
-        self.datasets.read().values().find(|d| d.name() == name).cloned()
+        self.datasets.read().values().find(|d| d.name() == name && !d.destroying()).cloned()
     }
 
     /// Stores an item of the pool tree with the next commit.
@@ -228,9 +261,14 @@ impl Pool {
         self.dirty_bytes() > 0
             || self.space.has_pending_frees()
             || !self.pool_items.lock().is_empty()
-            || !self.removed_datasets.lock().is_empty()
+            || self.is_destroying()
             || self.space.members().iter().any(|m| m.changed.load(Ordering::Relaxed))
-            || self.datasets().iter().any(|d| d.objects.has_work())
+            || self.every_dataset().iter().any(|d| d.objects.has_work())
+    }
+
+    /// Whether a dataset is being destroyed.
+    pub fn is_destroying(&self) -> bool {
+        self.datasets.read().values().any(|d| d.destroying())
     }
 
     /// The committer: runs commits when they are due until `stop` says so. One thread of the daemon runs this.
@@ -250,7 +288,9 @@ impl Pool {
             self.check_devices();
             let due =
                 self.env.clock.monotonic_ns().saturating_sub(last) >= self.options.commit_interval.as_nanos() as u64;
-            let full = self.dirty_bytes() >= self.options.dirty_bytes_start() || self.log.fill_percent() >= 50;
+            let full = self.dirty_bytes() >= self.options.dirty_bytes_start()
+                || self.log.fill_percent() >= 50
+                || self.is_destroying();
             if full || (due && self.has_work()) {
                 if let Err(e) = self.commit() {
                     tracing::error!(pool = %self.name, "commit failed: {e}");
@@ -301,11 +341,12 @@ impl Pool {
         use crate::object::Items;
         let known: Vec<(u64, u64)> = self.damaged.lock().keys().copied().collect();
         for (dataset, object) in known {
-            let Some(ds) = self.datasets.read().get(&dataset).cloned() else { continue };
-            let gone = ds
-                .items
-                .scan(Key::new(object, 0, 0), Key::new(object, u8::MAX, u64::MAX), 1)
-                .is_ok_and(|items| items.is_empty());
+            if dataset == 0 {
+                continue;
+            }
+            let ds = self.datasets.read().get(&dataset).cloned();
+            let (first, last) = (Key::new(object, 0, 0), Key::new(object, u8::MAX, u64::MAX));
+            let gone = ds.is_none_or(|ds| ds.items.scan(first, last, 1).is_ok_and(|items| items.is_empty()));
             if gone && self.damaged.lock().remove(&(dataset, object)).is_some() {
                 self.put_pool_item(damage_key((dataset, object)), None);
             }
@@ -319,6 +360,9 @@ impl Pool {
         };
         let name = ds.name();
         let label = if name.is_empty() { self.name.clone() } else { format!("{}/{name}", self.name) };
+        if ds.content() == Content::Volume {
+            return format!("volume {label}");
+        }
         match crate::fs::path_of(&*ds, object) {
             Some(path) => format!("{label}:{}", String::from_utf8_lossy(&path)),
             None => format!("{label}: inode {object}"),
@@ -348,27 +392,22 @@ impl Host for Pool {
         let capacity = self.space.capacity();
         // each changed item may rewrite a node of its own, three times before the first comes back
         let node = u64::from(crate::pool::space::NODE_ROWS) * (1 + u64::from(self.space.geometry.parity));
-        let room = capacity.free.saturating_sub(self.space.reserved()) + capacity.reserve;
-        if self.open_items.load(Ordering::Relaxed).saturating_mul(node * 3) > room.max(node * 64) {
+        // what is promised to volumes is not touched, unless the promise is what is asked for
+        let kept = if intent == Intent::Grow { self.space.claimed() } else { 0 };
+        let room = capacity.free.saturating_sub(self.space.reserved() + kept) + capacity.reserve;
+        if self.commit_nodes_max().saturating_mul(node * 3) > room.max(node * 64) {
             self.commit_now()?;
         }
         if intent == Intent::Grow {
             // room for the largest single write, or a reason to believe that a commit makes some
             let margin = self.space.cost_blocks(512) * 2;
             for _ in 0..3 {
-                let capacity = self.space.capacity();
-                let free = capacity.free.saturating_sub(self.space.reserved());
-                if free >= margin {
-                    break;
-                }
-                let hope = self.space.reserved() > 0 || self.space.has_pending_frees();
-                if !hope {
+                if self.space.unclaimed() >= margin || !self.space_may_return() {
                     break;
                 }
                 self.commit_now()?;
             }
-            let free = self.space.capacity().free.saturating_sub(self.space.reserved());
-            if free < self.space.cost_blocks(1) * 4 {
+            if self.space.unclaimed() < self.space.cost_blocks(1) * 4 {
                 return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
             }
         }
@@ -380,12 +419,12 @@ impl Host for Pool {
         self.commit_up_to(wanted)
     }
 
-    fn account_item(&self, bytes: usize) {
-        self.open_items.fetch_add(1, Ordering::Relaxed);
-        let before = self.open_item_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn account_items(&self, growth: Growth) {
+        self.open_items.fetch_add(growth.items, Ordering::Relaxed);
+        let before = self.open_item_bytes.fetch_add(growth.bytes, Ordering::Relaxed);
         // wake the committer when the limit is passed, not at every item beyond it
-        let limit = self.options.dirty_bytes_start();
-        if before < limit && before + bytes as u64 >= limit {
+        let limit = i64::try_from(self.options.dirty_bytes_start()).unwrap_or(i64::MAX);
+        if before < limit && before + growth.bytes >= limit {
             self.wake_committer();
         }
     }
@@ -404,7 +443,7 @@ impl Host for Pool {
         let capacity = self.space.capacity();
         let block = crate::buf::BLOCK_SIZE as u64;
         let free = (capacity.free + capacity.pending).min(capacity.total);
-        let available = free.saturating_sub(self.space.reserved());
+        let available = free.saturating_sub(self.space.reserved() + self.space.claimed());
         Usage { total_bytes: capacity.total * block, free_bytes: available * block, available_bytes: available * block }
     }
 
@@ -414,6 +453,10 @@ impl Host for Pool {
 
     fn merge_content_fields(&self, old: Option<&[u8]>, new: &[u8]) -> Vec<u8> {
         crate::fs::inode::merge_content_fields(old, new)
+    }
+
+    fn space_may_return(&self) -> bool {
+        self.space.reserved() > 0 || self.space.has_pending_frees() || self.is_destroying()
     }
 
     fn read_only(&self) -> bool {

@@ -21,12 +21,15 @@ pub struct PoolIo {
     wake: Arc<(Mutex<bool>, Condvar)>,
     dirty_start: i64,
     replaying: Arc<AtomicBool>,
+    /// The dataset's space is set aside.
+    claimed: bool,
 }
 
 impl PoolIo {
-    /// Over a pool.
-    pub fn new(pool: &Pool) -> PoolIo {
+    /// Over a pool, for a dataset whose space is set aside (`claimed`) or not.
+    pub fn new(pool: &Pool, claimed: bool) -> PoolIo {
         PoolIo {
+            claimed,
             records: pool.records.clone(),
             dirty: pool.dirty.clone(),
             wake: pool.wake.clone(),
@@ -58,8 +61,14 @@ impl RecordIo for PoolIo {
 
     fn reserve(&self, blocks: u64, intent: Intent) -> Result<()> {
         match intent {
-            Intent::Grow if !self.replaying.load(Ordering::Acquire) => self.records.space.reserve(blocks),
-            Intent::Grow | Intent::Shrink => {
+            Intent::Grow | Intent::Claimed if !self.replaying.load(Ordering::Acquire) => {
+                if self.claimed || intent == Intent::Claimed {
+                    self.records.space.reserve_claimed(blocks)
+                } else {
+                    self.records.space.reserve(blocks)
+                }
+            }
+            Intent::Grow | Intent::Claimed | Intent::Shrink => {
                 self.records.space.reserve_forced(blocks);
                 Ok(())
             }

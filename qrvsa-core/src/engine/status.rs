@@ -359,7 +359,8 @@ impl Pool {
         self.note_damage();
         let capacity = self.space.capacity();
         let block = BLOCK_SIZE as u64;
-        let free = (capacity.free + capacity.pending).min(capacity.total).saturating_sub(self.space.reserved());
+        let free = (capacity.free + capacity.pending).min(capacity.total);
+        let free = free.saturating_sub(self.space.reserved() + self.space.claimed());
         let allocated = self.space.allocated_bytes();
         let members = self.space.members();
         let devices: Vec<DeviceStatus> = members

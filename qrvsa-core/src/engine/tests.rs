@@ -16,6 +16,8 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod hostile;
+mod share;
+mod volumes;
 
 struct World {
     env: Environment,
@@ -262,6 +264,54 @@ fn a_crash_at_every_write_leaves_a_pool_that_imports_and_checks() {
             );
         }
         world.check();
+    }
+}
+
+/// The uberblock of the commit is on some devices; that of the next import, which goes on from it, again.
+#[test]
+fn a_crash_in_the_uberblock_of_a_commit_and_another_in_that_of_the_import_leave_no_device_behind() {
+    for (first, second) in (0..20).flat_map(|a| (0..3).map(move |b| (a, b))) {
+        let mut world = World::new(geometry(2, 2), 4, 64, first);
+        let files = fill(&world, 2000, 3);
+        world.pool().commit().unwrap();
+        world.write(2500, 0, &pattern(1, 100));
+        world.power.cut_after(first);
+        let _ = world.pool().commit();
+        world.crash(CrashMode::LoseAll);
+        world.power.cut_after(second);
+        let _ = world.import(|_| true);
+        world.crash(CrashMode::LoseAll);
+        world.import(|_| true).unwrap_or_else(|e| panic!("crashes after {first} and {second} writes: {e}"));
+        assert!(world.pool().status().devices.iter().all(|d| d.state == MemberState::Online), "{first} {second}");
+        compare(&world, &files);
+    }
+}
+
+#[test]
+fn an_import_or_creation_that_fails_lets_go_of_the_devices() {
+    let mut world = World::new(geometry(1, 1), 2, 64, 1);
+    world.write(2500, 0, &pattern(1, 5000));
+    world.fsync(2500);
+    world.crash(CrashMode::LoseAll);
+    for after in 0..12 {
+        world.power.cut_after(after);
+        let failed = world.import(|_| true).is_err();
+        world.pool.take().inspect(|p| p.abandon());
+        world.crash(CrashMode::LoseAll);
+        for (device, _) in &world.disks {
+            assert_eq!(Arc::strong_count(device), 1, "crash after {after}, failed: {failed}");
+        }
+    }
+    for after in 0..12 {
+        world.power.cut_after(after);
+        let devices = world.disks.iter().map(|d| d.0.clone()).collect();
+        let made = Pool::create(world.env.clone(), world.options.clone(), "new", None, devices);
+        let failed = made.is_err();
+        let _ = made.inspect(|p| p.abandon());
+        world.crash(CrashMode::LoseAll);
+        for (device, _) in &world.disks {
+            assert_eq!(Arc::strong_count(device), 1, "creation, crash after {after}, failed: {failed}");
+        }
     }
 }
 

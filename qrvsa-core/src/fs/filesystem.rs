@@ -350,6 +350,10 @@ impl<S: Store> Operations for FileSystem<S> {
         self.write_contents(ino, offset, data, append, kill_priv)
     }
 
+    fn has_late_errors(&self) -> bool {
+        false
+    }
+
     fn flush(&self, _ino: Ino) -> Result<()> {
         // Writes are accepted into dirty memory under a space reservation, so none fails after it was accepted, short of
         // the pool being suspended, which fsync reports.

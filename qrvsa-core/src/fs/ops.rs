@@ -225,6 +225,10 @@ pub trait Operations: Send + Sync + 'static {
     /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and
     /// `security.capability`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize>;
+    /// Whether an accepted write can fail later, so that [`Operations::flush`] has something to report. Fixed.
+    fn has_late_errors(&self) -> bool {
+        true
+    }
     /// At each close: reports errors of writes that were accepted earlier.
     fn flush(&self, ino: Ino) -> Result<()>;
     /// Makes contents and attributes durable. Directories too.
@@ -250,6 +254,16 @@ pub trait Operations: Send + Sync + 'static {
     fn seek_data(&self, ino: Ino, offset: u64) -> Result<u64>;
     /// `SEEK_HOLE`: the next hole at or after `offset`; the end of the file is one. `ENXIO` at or beyond the end.
     fn seek_hole(&self, ino: Ino, offset: u64) -> Result<u64>;
+    /// Whether the inode changes by these operations alone, so that its contents may be remembered by the caller.
+    fn may_cache(&self, ino: Ino) -> bool {
+        let _ = ino;
+        true
+    }
+    /// The same for a name in a directory, found or not.
+    fn may_cache_name(&self, parent: Ino, name: &[u8]) -> bool {
+        let _ = (parent, name);
+        true
+    }
     /// Copies bytes between files of this filesystem; returns how many.
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64>;
 }

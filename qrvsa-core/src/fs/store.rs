@@ -23,6 +23,8 @@ pub const VALUE_BYTES_MAX: usize = 6 * 1024;
 pub enum Intent {
     /// May need new space: fails with `NoSpace` when only the reserve is left.
     Grow,
+    /// Needs new space that was set aside before (a reserved volume): admitted however full the pool is for others.
+    Claimed,
     /// Gives space back or is needed to do so (unlink, truncate down, release): always admitted.
     Shrink,
 }

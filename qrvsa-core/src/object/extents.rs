@@ -166,8 +166,11 @@ impl Objects {
         self.shard(object.id).stable(|| self.extents(object, shape, blocks.clone()))
     }
 
-    /// The `KIND_SPACE` item: blocks in all extents of an object.
-    pub(super) fn space_blocks(&self, object: u64) -> Result<u64> {
+    /// Blocks in all extents of an object (its `KIND_SPACE` item).
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`.
+    pub fn space_blocks(&self, object: u64) -> Result<u64> {
         let Some(value) = self.items.get(Key::new(object, KIND_SPACE, 0))? else { return Ok(0) };
         let bytes: [u8; 8] = value.as_ref().try_into().map_err(|_| {
             Error::new(ErrorKind::Corrupt, format!("space item of object {object} is not eight bytes long"))

@@ -20,10 +20,6 @@ impl RangeSet {
         self.ranges.len()
     }
 
-    pub fn clear(&mut self) {
-        self.ranges.clear();
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> {
         self.ranges.iter().map(|(&start, &end)| start..end)
     }

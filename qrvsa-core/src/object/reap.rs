@@ -7,6 +7,7 @@ use super::sync::SyncStats;
 use super::{KIND_EXTENT, Objects};
 use crate::error::Result;
 use crate::fs::store::{KIND_ORPHAN, ObjectRef};
+use crate::record::pointer::Pointer;
 use crate::tree::Key;
 
 /// Items per scan.
@@ -63,6 +64,29 @@ impl Objects {
                 self.reaping.lock().push_front(reap);
             }
         }
+    }
+
+    /// Deletes about `budget` items of whatever objects, from the first item on, and frees what they name: a dataset that is
+    /// destroyed goes piece by piece. Sync thread only, after [`Objects::sync_txg`] of the same txg.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`: the commit is aborted.
+    pub fn reap_everything(&self, txg: u64, budget: usize) -> Result<()> {
+        self.reaping.lock().clear();
+        let mut from = Some(Key::MIN);
+        let mut left = budget;
+        while let Some(key) = from.filter(|_| left > 0) {
+            let items = self.items.scan(key, Key::MAX, PAGE.min(left))?;
+            for (key, value) in &items {
+                if key.kind == KIND_EXTENT {
+                    self.io.free(txg, &Pointer::decode(value)?.0);
+                }
+                self.items.delete_syncing(*key);
+            }
+            left -= items.len();
+            from = items.last().and_then(|(key, _)| key.successor());
+        }
+        Ok(())
     }
 
     /// Deletes items of one object; returns whether that was all.

@@ -491,7 +491,7 @@ impl Objects {
         let mut state = object.state.lock();
         let layer = state.syncing.take().expect("only the sync thread takes the syncing layer away");
         assert!(layer.slots.is_empty(), "a slot of the syncing layer was not written out");
-        if log::unlogged(&layer) > 0 {
+        if log::unlogged(&layer, object.shape, &(0..super::layer::BLOCKS_END)) > 0 {
             self.committing.lock().insert(object.id, txg);
         }
         drop(state);

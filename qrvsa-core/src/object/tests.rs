@@ -347,18 +347,17 @@ fn log_takes_every_change_once() {
     let mut w = World::new(u64::MAX / 2);
     let o = object(2000, 16 << 10);
     w.write(o, 0, &pattern(1, 10_000));
-    assert_eq!(w.objects.unlogged_bytes(2000), 3 * B);
-    let first = w.objects.take_unlogged(o);
+    assert!(w.objects.take_unlogged(o, 0..u64::MAX, 3 * B - 1).too_much);
+    let first = w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX);
     assert_eq!((first.ops.len(), first.committing), (1, None));
-    assert_eq!(w.objects.unlogged_bytes(2000), 0);
-    assert!(w.objects.take_unlogged(o).ops.is_empty());
+    assert!(w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX).ops.is_empty());
     w.punch(o, 4096..8192);
     w.write(o, 40_960, &[5; 4096]);
     let txg = w.txg;
     w.txg += 1;
     w.write(o, 0, &[6; 10]);
     // Both layers, the older first.
-    let ops = w.objects.take_unlogged(o).ops;
+    let ops = w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX).ops;
     assert!(matches!(&ops[0], LogOp::Punch { txg: t, range } if *t == txg && *range == (4096..8192)));
     assert!(matches!(&ops[1], LogOp::Write { txg: t, offset: 40_960, .. } if *t == txg));
     assert!(matches!(&ops[2], LogOp::Write { txg: t, offset: 0, data } if *t == txg + 1 && data.len() == 4096));
@@ -368,10 +367,38 @@ fn log_takes_every_change_once() {
     w.sync_closed();
     let txg = w.txg;
     w.sync();
-    let after = w.objects.take_unlogged(o);
+    let after = w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX);
     assert_eq!((after.ops.len(), after.committing), (0, Some(txg)));
     w.sync();
-    assert_eq!(w.objects.take_unlogged(o).committing, None);
+    assert_eq!(w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX).committing, None);
+    w.assert_clean();
+}
+
+/// Taking a part leaves the rest for later, and needs no commit when the open txg holds all of that part.
+#[test]
+fn log_takes_a_range() {
+    let mut w = World::new(u64::MAX / 2);
+    let o = object(2000, 16 << 10);
+    w.write(o, 0, &pattern(1, 40_960));
+    w.punch(o, 8192..16_384);
+    let part = w.objects.take_unlogged(o, 12_288..20_480, u64::MAX);
+    assert!(matches!(&part.ops[0], LogOp::Punch { range, .. } if *range == (12_288..16_384)));
+    assert!(matches!(&part.ops[1], LogOp::Write { offset: 16_384, data, .. } if data.len() == 4096));
+    assert_eq!(part.ops.len(), 2);
+    let rest = w.objects.take_unlogged(o, 0..u64::MAX, u64::MAX).ops;
+    assert!(matches!(&rest[0], LogOp::Punch { range, .. } if *range == (8192..12_288)));
+    assert!(matches!(&rest[1], LogOp::Write { offset: 0, data, .. } if data.len() == 8192));
+    assert!(matches!(&rest[2], LogOp::Write { offset: 20_480, data, .. } if data.len() == 12_288));
+    assert!(matches!(&rest[3], LogOp::Write { offset: 32_768, data, .. } if data.len() == 8192));
+    assert_eq!(rest.len(), 4);
+    w.write(o, 0, &[7; 8192]);
+    w.sync_closed();
+    w.sync();
+    w.write(o, 0, &[8; 4096]);
+    let part = w.objects.take_unlogged(o, 0..4096, u64::MAX);
+    assert_eq!((part.ops.len(), part.committing), (1, None));
+    assert!(w.objects.take_unlogged(o, 0..8192, u64::MAX).committing.is_some());
+    w.sync();
     w.assert_clean();
 }
 
@@ -622,10 +649,7 @@ impl Run {
                 self.sync_closed(ops);
             }
             Op::Log { object } => {
-                let unlogged = self.world.objects.take_unlogged(self.refs[object]);
-                if unlogged.committing.is_none() {
-                    assert_eq!(self.world.objects.unlogged_bytes(self.refs[object].id), 0);
-                }
+                let unlogged = self.world.objects.take_unlogged(self.refs[object], 0..u64::MAX, u64::MAX);
                 for op in unlogged.ops {
                     // What the log gets of the open txg is what reads show.
                     if let LogOp::Write { txg, offset, data } = op
@@ -702,7 +726,7 @@ proptest! {
             Run::apply(&world.objects, world.txg, &refs, &mut now, op);
             if !logs.contains(&i) { continue; }
             for (object, replayed) in refs.iter().zip(&mut replayed) {
-                for op in world.objects.take_unlogged(*object).ops {
+                for op in world.objects.take_unlogged(*object, 0..u64::MAX, u64::MAX).ops {
                     match op {
                         LogOp::Write { offset, data, .. } => replayed.write(offset, &data),
                         LogOp::Punch { range, .. } => replayed.punch(range),

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -133,6 +133,8 @@ pub struct Space {
     alloc: Mutex<AllocState>,
     loader: OnceLock<BitmapLoader>,
     reserved: AtomicI64,
+    /// Usable blocks promised to reserved volumes beyond what they have.
+    claimed: AtomicU64,
     deleted_groups: Mutex<BTreeSet<u32>>,
     /// Free usable blocks, recomputed after every change of zones; kept current by take and release.
     capacity_cache: Mutex<Option<Capacity>>,
@@ -192,6 +194,7 @@ impl Space {
             alloc: Mutex::new(AllocState { free_zones, next_group, ..AllocState::default() }),
             loader: OnceLock::new(),
             reserved: AtomicI64::new(0),
+            claimed: AtomicU64::new(0),
             deleted_groups: Mutex::new(BTreeSet::new()),
             capacity_cache: Mutex::new(None),
             epoch: crate::pool::epoch::Epochs::new(),
@@ -340,14 +343,61 @@ impl Space {
         u64::from(blocks).div_ceil(k) * k
     }
 
+    /// Usable blocks that a tree with `items` items of `bytes` bytes (key and value) takes at most.
+    pub fn cost_items(&self, items: u64, bytes: u64) -> u64 {
+        let per_node = ((NODE_BYTES / 2) / bytes.max(1)).max(1);
+        // the levels above the leaves are small beside them
+        let nodes = items.div_ceil(per_node).saturating_add(items / (per_node * 32) + 1);
+        let columns = 1 + u64::from(self.geometry.parity);
+        let usable =
+            (u64::from(NODE_ROWS) * columns * u64::from(self.geometry.data)).div_ceil(self.geometry.columns() as u64);
+        nodes.saturating_mul(usable)
+    }
+
+    /// Checksums that a pointer to a record of `blocks` blocks has at most.
+    pub fn checksums_max(&self, blocks: u32) -> u32 {
+        let of = |width: u8| {
+            let units = blocks.div_ceil(u32::from(width)).div_ceil(crate::record::pointer::UNIT_BLOCKS);
+            units * if width == 1 { 1 } else { u32::from(width) + u32::from(self.geometry.parity) }
+        };
+        self.widths_by_cost(blocks).into_iter().map(of).max().unwrap_or(1)
+    }
+
+    /// Sets how many usable blocks are promised to reserved volumes, beyond what they have.
+    pub fn set_claimed(&self, blocks: u64) {
+        self.claimed.store(blocks, Ordering::Release);
+    }
+
+    /// Usable blocks promised to reserved volumes, beyond what they have.
+    pub fn claimed(&self) -> u64 {
+        self.claimed.load(Ordering::Acquire)
+    }
+
+    /// Usable blocks for everybody: free, not reserved for dirty data, not promised.
+    pub fn unclaimed(&self) -> u64 {
+        self.capacity().free.saturating_sub(self.reserved()).saturating_sub(self.claimed())
+    }
+
     /// Reserves usable blocks.
     ///
     /// # Errors
     /// `NoSpace`.
     pub fn reserve(&self, blocks: u64) -> Result<()> {
+        self.reserve_above(blocks, self.claimed())
+    }
+
+    /// Reserves usable blocks out of what is promised to reserved volumes.
+    ///
+    /// # Errors
+    /// `NoSpace` until freed rows are available again: a commit or two.
+    pub fn reserve_claimed(&self, blocks: u64) -> Result<()> {
+        self.reserve_above(blocks, 0)
+    }
+
+    fn reserve_above(&self, blocks: u64, kept: u64) -> Result<()> {
         let amount = i64::try_from(blocks).unwrap_or(i64::MAX);
         let before = self.reserved.fetch_add(amount, Ordering::AcqRel);
-        let free = i64::try_from(self.capacity().free).unwrap_or(i64::MAX);
+        let free = i64::try_from(self.capacity().free.saturating_sub(kept)).unwrap_or(i64::MAX);
         if before.saturating_add(amount) > free {
             self.reserved.fetch_sub(amount, Ordering::AcqRel);
             return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
@@ -726,6 +776,8 @@ fn takes_groups(member: &Arc<Member>) -> bool {
     !matches!(member.state(), MemberState::Removed | MemberState::Leaving)
 }
 
+/// Bytes of a tree node.
+const NODE_BYTES: u64 = 16 << 10;
 /// Most checksums of a pointer: 4 KiB of an item's value.
 const CHECKSUMS_MAX: u32 = 512;
 

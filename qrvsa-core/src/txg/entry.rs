@@ -78,10 +78,19 @@ pub fn items_entry(dataset: u64, txg: u64, body: &[u8]) -> Vec<u8> {
     w.finish()
 }
 
-/// A write entry.
-pub fn write_entry(dataset: u64, txg: u64, object: ObjectRef, offset: u64, data: &[u8]) -> Vec<u8> {
+/// A write entry; the data comes in pieces that follow each other.
+pub fn write_entry<'a>(
+    dataset: u64,
+    txg: u64,
+    object: ObjectRef,
+    offset: u64,
+    data: impl IntoIterator<Item = &'a [u8]>,
+) -> Vec<u8> {
     let mut w = head(2, dataset, txg);
-    w.u64(object.id).u32(object.record_size).u64(offset).raw(data);
+    w.u64(object.id).u32(object.record_size).u64(offset);
+    for piece in data {
+        w.raw(piece);
+    }
     w.finish()
 }
 
@@ -150,7 +159,7 @@ mod tests {
         encode_change(&mut body, Key::new(4, 5, 6), None, false);
         let all = [
             items_entry(1, 7, &body),
-            write_entry(1, 7, object, 4096, b"data"),
+            write_entry(1, 7, object, 4096, [b"da".as_slice(), b"ta"]),
             punch_entry(1, 7, object, 0, u64::MAX),
         ];
         let Action::Items(changes) = Entry::decode(&all[0]).unwrap().action else { panic!("items") };

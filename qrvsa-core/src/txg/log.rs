@@ -9,6 +9,7 @@
 //! Positions are virtual rows that only grow; the ring is `position % (segments * rows)`. A block never crosses the end
 //! of a segment.
 
+use crate::waits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -206,6 +207,7 @@ impl IntentLog {
                 fail!(Suspended, "the intent log cannot be written: {reason}");
             }
             if state.writing {
+                waits::announce();
                 self.changed.wait(&mut state);
                 continue;
             }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 
 use super::format::log::Change;
-use super::format::{BatEntry, BatSlot, BitmapState, MIB, PayloadState};
+use super::format::{BatEntry, BatSlot, BitmapState, Guid, MIB, PayloadState};
 use super::image::{Image, Shape};
 use super::journal::{self, Journal};
 use super::pages::WORDS;
@@ -111,6 +111,11 @@ impl Image {
 
     /// To be called before every change: of what the disk's user sees (`disk`), or of the file only.
     pub(super) fn begin_change(&self, disk: bool) -> Result<()> {
+        self.begin_change_as(disk, self.random_guid())
+    }
+
+    /// The same; if the contents get a new identity, then this one.
+    pub(super) fn begin_change_as(&self, disk: bool, data_guid: Guid) -> Result<()> {
         let wanted = FILE_CHANGES | if disk { DISK_CHANGES } else { 0 };
         if self.modified.load(Ordering::Acquire) & wanted == wanted {
             return self.check_usable();
@@ -130,7 +135,7 @@ impl Image {
         let failed = self.failed("cannot grow");
         let (offset, length) = (journal.header().log_offset, u64::from(journal.header().log_length));
         self.file.reserve(offset, length).map_err(failed)?;
-        let (file_guid, data_guid) = (self.random_guid(), self.random_guid());
+        let file_guid = self.random_guid();
         let updated = journal.update_header(&*self.file, |header| {
             if done & FILE_CHANGES == 0 {
                 header.file_write_guid = file_guid;

@@ -5,7 +5,10 @@
 //! written and the order in which changes become durable.
 
 mod bits;
+pub mod check;
 mod commit;
+mod compact;
+mod convert;
 mod create;
 mod device;
 mod file;
@@ -13,9 +16,13 @@ pub mod format;
 mod gate;
 mod image;
 mod journal;
+mod locate;
+mod map;
+mod merge;
 mod open;
 mod overlay;
 mod pages;
+pub mod repair;
 mod replay;
 mod resize;
 mod space;
@@ -25,12 +32,16 @@ mod tests;
 mod trim;
 mod write;
 
+pub use compact::Compacted;
+pub use convert::{ConvertSource, ConvertTarget, Converted, convert};
 pub use create::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
 };
 pub use device::{VhdxDevice, is_vhdx, open_any, open_device};
 pub use file::{HostFile, ImageFile, io_error};
 pub use image::Image;
+pub use map::MapExtent;
+pub use merge::{Merged, merge, merge_image};
 pub use open::parent_candidates;
 pub use replay::{ActiveLog, active_log};
 pub use status::{Extent, ExtentKind};

@@ -168,6 +168,14 @@ struct Loaded {
 }
 
 impl BitmapPages {
+    /// Forgets pages of a run of the file that is about to hold something else. None of them is dirty.
+    pub fn forget(&self, offset: u64, length: u64) {
+        let mut loaded = self.loaded.lock();
+        let gone = |at: &u64| (offset..offset + length).contains(at);
+        loaded.pages.retain(|at, _| !gone(at));
+        loaded.order.retain(|at| !gone(at));
+    }
+
     /// The page at a file offset; pinned, if wanted.
     #[allow(clippy::missing_errors_doc, reason = "see word")]
     pub fn page(&self, file: &dyn ImageFile, offset: u64, pin: bool) -> Result<Arc<Page>> {

@@ -114,8 +114,7 @@ impl SpaceMap {
     }
 
     /// Mebibytes taken.
-    #[cfg(test)]
-    fn taken(&self) -> u64 {
+    pub fn taken(&self) -> u64 {
         self.end - self.gaps.values().sum::<u64>()
     }
 }

@@ -135,7 +135,13 @@ fn truncated_and_rewritten_is_not_executed_with_the_bits_of_before() {
     fs::write(&path, &program).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o4777)).unwrap();
     as_user(USER, USER, || fs::write(&path, &program).unwrap());
-    let output = Command::new(&path).arg("-u").uid(USER).gid(USER).output().unwrap();
+    let output = loop {
+        match Command::new(&path).arg("-u").uid(USER).gid(USER).output() {
+            // a program that another test was just starting had inherited the descriptor of the write
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
+            output => break output.unwrap(),
+        }
+    };
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), USER.to_string());
 }
 

@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use crate::error::{ApiError, ErrorKind};
 use crate::names::FsName;
 use crate::routes;
+use crate::target::*;
 use crate::types::*;
 
 /// Largest answer accepted, bytes.
@@ -202,6 +203,54 @@ impl Client {
         self.get(&routes::fragments(name, ino))
     }
 
+    /// Volumes of a pool.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volumes(&self, pool: &str) -> Result<Vec<VolumeInfo>, ApiError> {
+        self.get(&routes::pool_part(pool, "volumes"))
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume(&self, name: &FsName) -> Result<VolumeInfo, ApiError> {
+        self.get(&routes::volume(name))
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`, `NoSpace`.
+    pub fn create_volume(&self, pool: &str, request: &CreateVolume) -> Result<VolumeInfo, ApiError> {
+        self.post(&routes::pool_part(pool, "volumes"), request)
+    }
+
+    /// Changes the size of a volume.
+    ///
+    /// # Errors
+    /// `NeedsForce` to make it smaller without `force`, `NoSpace`, `Invalid`.
+    pub fn resize_volume(&self, name: &FsName, request: &ResizeVolume) -> Result<VolumeInfo, ApiError> {
+        self.post(&routes::volume_part(name, "resize"), request)
+    }
+
+    /// Destroys a volume and all data in it.
+    ///
+    /// # Errors
+    /// `NeedsForce` without `force`, `Busy` while it is in use.
+    pub fn destroy_volume(&self, name: &FsName, force: bool) -> Result<(), ApiError> {
+        self.delete(&format!("{}?force={force}", routes::volume(name)))
+    }
+
+    /// Where the contents of a volume lie.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume_fragments(&self, name: &FsName) -> Result<Vec<Fragment>, ApiError> {
+        self.get(&routes::volume_part(name, "fragments"))
+    }
+
     /// All jobs of this run of the daemon.
     ///
     /// # Errors
@@ -240,6 +289,102 @@ impl Client {
     /// `NotFound`, `Busy`.
     pub fn unmount(&self, id: u64, lazy: bool) -> Result<(), ApiError> {
         self.delete(&format!("{}?lazy={lazy}", routes::mount(id)))
+    }
+
+    /// All targets.
+    ///
+    /// # Errors
+    /// As the daemon answers.
+    pub fn targets(&self) -> Result<Vec<TargetInfo>, ApiError> {
+        self.get(routes::TARGETS)
+    }
+
+    /// One target.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn target(&self, iqn: &str) -> Result<TargetInfo, ApiError> {
+        self.get(&routes::target(iqn))
+    }
+
+    /// Makes a target.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`, `Busy` when a portal cannot be had.
+    pub fn create_target(&self, request: &CreateTarget) -> Result<TargetInfo, ApiError> {
+        self.post(routes::TARGETS, request)
+    }
+
+    /// Changes a target.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn update_target(&self, iqn: &str, request: &UpdateTarget) -> Result<TargetInfo, ApiError> {
+        self.call(Method::PATCH, &routes::target(iqn), Some(request))
+    }
+
+    /// Removes a target; its storage stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` with sessions and without `force`.
+    pub fn destroy_target(&self, iqn: &str, force: bool) -> Result<(), ApiError> {
+        self.delete(&format!("{}?force={force}", routes::target(iqn)))
+    }
+
+    /// Adds a logical unit.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `Invalid`.
+    pub fn add_lun(&self, iqn: &str, request: &AddLun) -> Result<LunInfo, ApiError> {
+        self.post(&routes::target_part(iqn, "luns"), request)
+    }
+
+    /// Removes a logical unit; its storage stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn remove_lun(&self, iqn: &str, lun: u64) -> Result<(), ApiError> {
+        self.delete(&routes::target_part(iqn, &format!("luns/{lun}")))
+    }
+
+    /// Lets somebody in, or no more.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `Invalid`.
+    pub fn change_acl(&self, iqn: &str, add: bool, rule: &AclRule) -> Result<TargetInfo, ApiError> {
+        self.post(&routes::target_part(iqn, if add { "acl/add" } else { "acl/remove" }), rule)
+    }
+
+    /// Adds or removes a user.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `Invalid`.
+    pub fn change_user(&self, iqn: &str, add: bool, user: &UserRequest) -> Result<TargetInfo, ApiError> {
+        self.post(&routes::target_part(iqn, if add { "users/add" } else { "users/remove" }), user)
+    }
+
+    /// The sessions of a target.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn sessions(&self, iqn: &str) -> Result<Vec<SessionInfo>, ApiError> {
+        self.get(&routes::target_part(iqn, "sessions"))
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn drop_session(&self, iqn: &str, sid: u64) -> Result<(), ApiError> {
+        self.delete(&routes::target_part(iqn, &format!("sessions/{sid}")))
+    }
+
+    /// Where tgt's programs reach the daemon.
+    ///
+    /// # Errors
+    /// As the daemon answers.
+    pub fn tgt_socket(&self) -> Result<TgtSocket, ApiError> {
+        self.get(routes::TGT_SOCKET)
     }
 
     /// Labels of a device.

@@ -13,11 +13,14 @@ pub mod client;
 pub mod error;
 pub mod names;
 pub mod routes;
+#[macro_use]
 pub mod types;
+pub mod target;
 pub mod units;
 
 pub use client::Client;
 pub use error::{ApiError, ErrorKind};
+pub use target::*;
 pub use types::*;
 
 /// Where the daemon listens unless told otherwise.

@@ -20,10 +20,28 @@
 //! | `GET /v1/pools/{pool}/filesystems/{fs}/properties` | | list of [`Property`](crate::Property) |
 //! | `PATCH /v1/pools/{pool}/filesystems/{fs}/properties` | [`SetProperty`](crate::SetProperty) | list of [`Property`](crate::Property) |
 //! | `GET /v1/pools/{pool}/filesystems/{fs}/inodes/{ino}/fragments` | | list of [`Fragment`](crate::Fragment) |
+//! | `GET /v1/pools/{pool}/volumes` | | list of [`VolumeInfo`](crate::VolumeInfo) |
+//! | `POST /v1/pools/{pool}/volumes` | [`CreateVolume`](crate::CreateVolume) | 201 [`VolumeInfo`](crate::VolumeInfo) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}` | | [`VolumeInfo`](crate::VolumeInfo) |
+//! | `DELETE /v1/pools/{pool}/volumes/{volume}?force=` | | 204 |
+//! | `POST /v1/pools/{pool}/volumes/{volume}/resize` | [`ResizeVolume`](crate::ResizeVolume) | [`VolumeInfo`](crate::VolumeInfo) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}/fragments` | | list of [`Fragment`](crate::Fragment) |
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}` | | [`JobInfo`](crate::JobInfo), one or a list |
 //! | `GET /v1/mounts` | | list of [`MountInfo`](crate::MountInfo) |
 //! | `POST /v1/mounts` | [`MountRequest`](crate::MountRequest) | 201 [`MountInfo`](crate::MountInfo) |
 //! | `DELETE /v1/mounts/{id}?lazy=` | | 204 |
+//! | `GET /v1/targets` | | list of [`TargetInfo`](crate::TargetInfo) |
+//! | `POST /v1/targets` | [`CreateTarget`](crate::CreateTarget) | 201 [`TargetInfo`](crate::TargetInfo) |
+//! | `GET /v1/targets/{iqn}` | | [`TargetInfo`](crate::TargetInfo) |
+//! | `PATCH /v1/targets/{iqn}` | [`UpdateTarget`](crate::UpdateTarget) | [`TargetInfo`](crate::TargetInfo) |
+//! | `DELETE /v1/targets/{iqn}?force=` | | 204 |
+//! | `POST /v1/targets/{iqn}/luns` | [`AddLun`](crate::AddLun) | 201 [`LunInfo`](crate::LunInfo) |
+//! | `DELETE /v1/targets/{iqn}/luns/{lun}` | | 204 |
+//! | `POST /v1/targets/{iqn}/acl/add`, `.../acl/remove` | [`AclRule`](crate::AclRule) | [`TargetInfo`](crate::TargetInfo) |
+//! | `POST /v1/targets/{iqn}/users/add`, `.../users/remove` | [`UserRequest`](crate::UserRequest) | [`TargetInfo`](crate::TargetInfo) |
+//! | `GET /v1/targets/{iqn}/sessions` | | list of [`SessionInfo`](crate::SessionInfo) |
+//! | `DELETE /v1/targets/{iqn}/sessions/{sid}` | | 204 |
+//! | `GET /v1/tgt-socket` | | [`TgtSocket`](crate::TgtSocket) |
 //! | `POST /v1/debug/labels`, `/v1/debug/uberblocks` | [`DeviceRef`](crate::DeviceRef) | list of [`DebugEntry`](crate::DebugEntry) |
 //!
 //! The root filesystem of a pool is `-` in the place of `{fs}`: no filesystem can have that name.
@@ -40,6 +58,10 @@ pub const IMPORT: &str = "/v1/import";
 pub const JOBS: &str = "/v1/jobs";
 /// Mounts.
 pub const MOUNTS: &str = "/v1/mounts";
+/// iSCSI targets.
+pub const TARGETS: &str = "/v1/targets";
+/// Where tgt's programs reach the daemon.
+pub const TGT_SOCKET: &str = "/v1/tgt-socket";
 /// Labels of a device.
 pub const DEBUG_LABELS: &str = "/v1/debug/labels";
 /// Uberblocks of a device.
@@ -77,6 +99,18 @@ pub fn fragments(name: &FsName, ino: u64) -> String {
     format!("{}/inodes/{ino}/fragments", filesystem(name))
 }
 
+/// One volume.
+#[must_use]
+pub fn volume(name: &FsName) -> String {
+    format!("{POOLS}/{}/volumes/{}", segment(&name.pool), segment(name.fs.as_deref().unwrap_or(ROOT_FS)))
+}
+
+/// Something a volume has or does: `resize`, `fragments`.
+#[must_use]
+pub fn volume_part(name: &FsName, part: &str) -> String {
+    format!("{}/{part}", volume(name))
+}
+
 /// One job.
 #[must_use]
 pub fn job(id: &str) -> String {
@@ -87,6 +121,18 @@ pub fn job(id: &str) -> String {
 #[must_use]
 pub fn mount(id: u64) -> String {
     format!("{MOUNTS}/{id}")
+}
+
+/// One target.
+#[must_use]
+pub fn target(iqn: &str) -> String {
+    format!("{TARGETS}/{}", segment(iqn))
+}
+
+/// Something of a target: `luns`, `luns/3`, `acl/add`, `acl/remove`, `users/add`, `users/remove`, `sessions`, `sessions/7`.
+#[must_use]
+pub fn target_part(iqn: &str, part: &str) -> String {
+    format!("{TARGETS}/{}/{part}", segment(iqn))
 }
 
 /// Percent-encodes what is not unreserved, so that any text is one segment of a path. `.` and `..` alone are encoded too.

@@ -529,6 +529,75 @@ pub struct FsInfo {
     pub mountpoints: Vec<PathBuf>,
 }
 
+/// `volume create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVolume {
+    /// Name within the pool.
+    pub name: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// Logical block: 512 or 4096.
+    #[serde(default = "block_bytes_default")]
+    pub block_bytes: u32,
+    /// Largest record: a power of two from 4 KiB to 1 MiB.
+    #[serde(default = "record_bytes_default")]
+    pub record_bytes: u32,
+    /// Set room for all of it aside, instead of taking it as it is written.
+    #[serde(default)]
+    pub reserve: bool,
+}
+
+fn block_bytes_default() -> u32 {
+    512
+}
+
+fn record_bytes_default() -> u32 {
+    16 << 10
+}
+
+/// `volume resize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeVolume {
+    /// The new size.
+    pub size_bytes: u64,
+    /// Also smaller than it is, which loses what is behind the new end.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// One line of `volume list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// `POOL/VOL`.
+    pub name: FsName,
+    /// Size.
+    pub size_bytes: u64,
+    /// Logical block.
+    #[serde(default)]
+    pub block_bytes: u32,
+    /// Largest record.
+    #[serde(default)]
+    pub record_bytes: u32,
+    /// Room for all of it is set aside.
+    #[serde(default)]
+    pub reserve: bool,
+    /// Data it holds, before redundancy.
+    #[serde(default)]
+    pub allocated_bytes: u64,
+    /// What it may still take.
+    #[serde(default)]
+    pub available_bytes: u64,
+    /// What names it for good: 32 hexadecimal digits.
+    #[serde(default)]
+    pub id: String,
+    /// Its SCSI name: an NAA identifier of 16 hexadecimal digits.
+    #[serde(default)]
+    pub naa: String,
+    /// When it was made.
+    #[serde(default)]
+    pub created_unix_s: i64,
+}
+
 /// A property of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Property {

@@ -33,26 +33,28 @@ pub fn format_rate(bytes_per_s: u64) -> String {
 }
 
 /// Reads a size: a number, with a fraction if there is a unit, and a unit `B`, `K`, `M`, `G`, `T`, `P`, `E`, with `iB` or
-/// `B` after it or not, in any case. All units are binary. `None` when it is not a size or does not fit.
+/// `B` after it or not, in any case. `64T` and `64TiB` are binary, `64TB` is decimal, as disks are sold. `None` when it is not a
+/// size or does not fit.
 #[must_use]
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(split)?;
     let unit = unit.trim_start().to_ascii_lowercase();
-    let shift = match unit.as_str() {
-        "" | "b" => 0,
+    let factor: u128 = match unit.as_str() {
+        "" | "b" => 1,
         _ => {
             let mut chars = unit.chars();
-            let letter = chars.next()?;
-            if !matches!(chars.as_str(), "" | "b" | "ib") {
-                return None;
+            let power = 1 + u32::try_from("kmgtpe".find(chars.next()?)?).ok()?;
+            match chars.as_str() {
+                "" | "ib" => 1 << (10 * power),
+                "b" => 1000u128.pow(power),
+                _ => return None,
             }
-            10 * (1 + u32::try_from("kmgtpe".find(letter)?).ok()?)
         }
     };
     let (whole, fraction) = match number.split_once('.') {
-        Some((whole, fraction)) if shift > 0 && !fraction.is_empty() => (whole, fraction),
+        Some((whole, fraction)) if factor > 1 && !fraction.is_empty() => (whole, fraction),
         Some(_) => return None,
         None => (number, ""),
     };
@@ -60,10 +62,10 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
         return None;
     }
     let whole: u64 = whole.parse().ok()?;
-    let mut bytes = u128::from(whole) << shift;
+    let mut bytes = u128::from(whole) * factor;
     if !fraction.is_empty() {
         let digits: u128 = fraction.parse().ok()?;
-        bytes += (digits << shift) / 10u128.pow(u32::try_from(fraction.len()).ok()?);
+        bytes += digits * factor / 10u128.pow(u32::try_from(fraction.len()).ok()?);
     }
     u64::try_from(bytes).ok()
 }
@@ -136,7 +138,11 @@ mod tests {
             ("4k", Some(4096)),
             ("4 KiB", Some(4096)),
             ("1.5G", Some(3 << 29)),
-            ("2TB", Some(2 << 40)),
+            ("2TiB", Some(2 << 40)),
+            ("2TB", Some(2_000_000_000_000)),
+            ("1.5kb", Some(1500)),
+            ("18EB", Some(18_000_000_000_000_000_000)),
+            ("19EB", None),
             ("512b", Some(512)),
             ("16E", None),
             ("15E", Some(15 << 60)),

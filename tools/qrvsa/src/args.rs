@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::vhdx::args::Vhdx;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use qrvsa_api::error::EXIT_CODES;
 use qrvsa_api::names::{FsName, check_name};
+use qrvsa_api::units::parse_bytes;
 use qrvsa_api::{DEFAULT_SOCKET, DeviceSpec, Geometry, SOCKET_ENV, SetProperty};
+
+use crate::target_args::Target;
 
 fn exit_codes() -> String {
     let lines = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code}  {meaning}"));
@@ -14,6 +18,26 @@ fn exit_codes() -> String {
 
 fn pool_name(text: &str) -> Result<String, String> {
     check_name("pool", text).map(|()| text.to_owned()).map_err(|e| e.to_string())
+}
+
+fn volume_name(text: &str) -> Result<FsName, String> {
+    match text.parse::<FsName>() {
+        Ok(name) if name.fs.is_some() => Ok(name),
+        Ok(_) => Err(format!("{text:?} names a pool; write POOL/VOL")),
+        Err(e) => Err(e.to_string().replace("filesystem name", "volume name")),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let hint = "write a number and a unit: 64T or 64TiB is binary, 64TB decimal";
+    parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; {hint}"))
+}
+
+fn record_size(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text).and_then(|bytes| u32::try_from(bytes).ok());
+    bytes
+        .filter(|b| b.is_power_of_two() && (4096..=1 << 20).contains(b))
+        .ok_or_else(|| format!("{text:?} is not a record size; write a power of two from 4K to 1M"))
 }
 
 /// Manage QRVSA storage pools.
@@ -43,6 +67,12 @@ pub enum Command {
     /// Filesystems of a pool.
     #[command(subcommand)]
     Fs(Fs),
+    /// Volumes of a pool: disks for iSCSI targets and virtual machines.
+    #[command(subcommand)]
+    Volume(Volume),
+    /// iSCSI targets: block storage for other machines.
+    #[command(subcommand)]
+    Target(Target),
     /// Mount a filesystem, or show what is mounted.
     ///
     /// Returns when the mount serves. The daemon restores the mount after a restart, until it is unmounted.
@@ -73,6 +103,9 @@ pub enum Command {
     /// Look at what is on devices.
     #[command(subcommand)]
     Debug(Debug),
+    /// VHDX files: make, check, repair, convert and more, without the daemon.
+    #[command(subcommand)]
+    Vhdx(Vhdx),
     /// Generate files for packages.
     #[command(subcommand, hide = true)]
     Generate(Generate),
@@ -240,6 +273,68 @@ pub enum Fs {
     },
 }
 
+/// Volumes.
+#[derive(Subcommand)]
+pub enum Volume {
+    /// Make a volume.
+    ///
+    /// A volume takes space as it is written, and gives it back when the space is discarded. With --reserve, room for all
+    /// of it is set aside at once, so that writes to it never fail for lack of space.
+    Create {
+        /// Its name, POOL/VOL.
+        #[arg(value_parser = volume_name)]
+        name: FsName,
+        /// Its size: 64T and 64TiB are binary, 64TB is decimal.
+        #[arg(value_parser = size)]
+        size: u64,
+        /// Logical block in bytes.
+        #[arg(long, value_name = "BYTES", default_value = "512", value_parser = ["512", "4096"])]
+        block_size: String,
+        /// Largest record, a power of two from 4K to 1M: what is written and checked as one.
+        #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = record_size)]
+        record_size: u32,
+        /// Take space as it is written; the default.
+        #[arg(long, conflicts_with = "reserve")]
+        thin: bool,
+        /// Set room for all of it aside.
+        #[arg(long)]
+        reserve: bool,
+    },
+    /// List the volumes of a pool, or of all pools.
+    List {
+        /// The pool.
+        #[arg(value_parser = pool_name)]
+        pool: Option<String>,
+    },
+    /// Show everything about a volume.
+    Show {
+        /// The volume, POOL/VOL.
+        #[arg(value_parser = volume_name)]
+        name: FsName,
+    },
+    /// Change the size of a volume; users of it see that at once.
+    Resize {
+        /// The volume, POOL/VOL.
+        #[arg(value_parser = volume_name)]
+        name: FsName,
+        /// The new size.
+        #[arg(value_parser = size)]
+        size: u64,
+        /// Also make it smaller, which destroys what is behind the new end.
+        #[arg(long, short)]
+        force: bool,
+    },
+    /// Destroy a volume and all data in it.
+    Destroy {
+        /// The volume, POOL/VOL.
+        #[arg(value_parser = volume_name)]
+        name: FsName,
+        /// Do not ask.
+        #[arg(long, short)]
+        force: bool,
+    },
+}
+
 /// `mount`.
 #[derive(Args)]
 pub struct Mount {
@@ -278,10 +373,14 @@ pub enum Debug {
         /// Its path.
         device: PathBuf,
     },
-    /// Show on which devices, and where, the contents of a mounted file lie.
+    /// Show on which devices, and where, the contents of a mounted file or of a volume lie.
     Locate {
         /// The file.
-        file: PathBuf,
+        #[arg(required_unless_present = "volume", conflicts_with = "volume")]
+        file: Option<PathBuf>,
+        /// The volume, POOL/VOL.
+        #[arg(long, value_name = "POOL/VOL", value_parser = volume_name)]
+        volume: Option<FsName>,
     },
 }
 
@@ -319,6 +418,12 @@ mod tests {
             &["qrvsa", "pool", "scrub", "tank", "--wait", "--stop"],
             &["qrvsa", "fs", "set", "tank", "key"],
             &["qrvsa", "fs", "create", "tank/a/b"],
+            &["qrvsa", "volume", "create", "tank", "1G"],
+            &["qrvsa", "volume", "create", "tank/v", "1X"],
+            &["qrvsa", "volume", "create", "tank/v", "1G", "--block-size", "1024"],
+            &["qrvsa", "volume", "create", "tank/v", "1G", "--record-size", "2M"],
+            &["qrvsa", "volume", "create", "tank/v", "1G", "--thin", "--reserve"],
+            &["qrvsa", "debug", "locate"],
             &["qrvsa", "mount", "tank"],
             &["qrvsa"],
         ] {

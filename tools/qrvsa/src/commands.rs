@@ -4,14 +4,14 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use qrvsa_api::{
-    ApiError, Client, CreateFs, CreatePool, ErrorKind, ImportPools, JobInfo, JobKind, JobState, MountRequest,
-    ReplaceDevice, ScrubAction,
+    ApiError, Client, CreateFs, CreatePool, CreateVolume, ErrorKind, ImportPools, JobInfo, JobKind, JobState,
+    MountRequest, ReplaceDevice, ResizeVolume, ScrubAction,
 };
 use serde::Serialize;
 
-use crate::args::{Cli, Command, Debug, Fs, Generate, Job, Mount, Pool};
+use crate::args::{Cli, Command, Debug, Fs, Generate, Job, Mount, Pool, Volume};
 use crate::ui::{ask_terminal, clean, print, print_json, with_confirmation};
-use crate::{helper, paths, progress, show};
+use crate::{helper, paths, progress, show, target};
 
 /// The exit code for problems that were found and not repaired.
 const FOUND_PROBLEMS: u8 = 4;
@@ -21,10 +21,15 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
     if let Command::Generate(what) = &cli.command {
         return generate(what);
     }
+    if let Command::Vhdx(command) = &cli.command {
+        return crate::vhdx::run(command, cli.json);
+    }
     let session = Session { client: Client::new(&cli.socket)?, json: cli.json };
     match &cli.command {
         Command::Pool(command) => session.pool(command),
         Command::Fs(command) => session.fs(command),
+        Command::Volume(command) => session.volume(command),
+        Command::Target(command) => target::run(&session, command),
         Command::Mount(mount) => session.mount(mount),
         Command::Umount { dir, lazy } => session.umount(dir, *lazy),
         Command::Check { pool, deep } => {
@@ -34,18 +39,24 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
         Command::Job(Job::List) => session.show(&session.client.jobs()?, |jobs| show::jobs(jobs)),
         Command::Job(Job::Wait { id }) => session.wait(session.client.job(id)?),
         Command::Debug(command) => session.debug(command),
-        Command::Generate(_) => Ok(0),
+        Command::Generate(_) | Command::Vhdx(_) => Ok(0),
     }
 }
 
-struct Session {
+/// A connection to the daemon, and how answers are printed.
+pub struct Session {
     client: Client,
     json: bool,
 }
 
 impl Session {
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Prints an answer, as JSON or as text.
-    fn show<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) -> Result<u8, ApiError> {
+    pub fn show<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) -> Result<u8, ApiError> {
         if self.json {
             print_json(answer);
         } else {
@@ -55,7 +66,7 @@ impl Session {
     }
 
     /// Prints that something without an answer is done.
-    fn done(&self, text: &str) -> Result<u8, ApiError> {
+    pub fn done(&self, text: &str) -> Result<u8, ApiError> {
         self.show(&serde_json::json!({}), |_| format!("{text}\n"))
     }
 
@@ -167,6 +178,57 @@ impl Session {
         }
     }
 
+    /// The pool that is named, or all.
+    fn pools(&self, named: Option<&String>) -> Result<Vec<String>, ApiError> {
+        if let Some(pool) = named {
+            return Ok(vec![pool.clone()]);
+        }
+        // Pools that are not imported have nothing to show; `pool list` shows them.
+        let imported = |pool: &qrvsa_api::PoolSummary| pool.state != qrvsa_api::PoolState::Faulted;
+        Ok(self.client.pools()?.into_iter().filter(imported).map(|pool| pool.name).collect())
+    }
+
+    fn volume(&self, command: &Volume) -> Result<u8, ApiError> {
+        let client = &self.client;
+        match command {
+            Volume::Create { name, size, block_size, record_size, reserve, .. } => {
+                let request = CreateVolume {
+                    name: name.fs.clone().unwrap_or_default(),
+                    size_bytes: *size,
+                    // The parser takes two values.
+                    block_bytes: if block_size == "4096" { 4096 } else { 512 },
+                    record_bytes: *record_size,
+                    reserve: *reserve,
+                };
+                let info = client.create_volume(&name.pool, &request)?;
+                self.show(&info, |info| {
+                    let size = qrvsa_api::units::format_bytes(info.size_bytes);
+                    format!(
+                        "volume {} created: {size}, {}\n",
+                        info.name,
+                        if info.reserve { "reserved" } else { "thin" }
+                    )
+                })
+            }
+            Volume::List { pool } => {
+                let pools = self.pools(pool.as_ref())?;
+                let lists = pools.iter().map(|pool| client.volumes(pool)).collect::<Result<Vec<_>, _>>()?;
+                self.show(&lists.concat(), |list| show::volumes(list))
+            }
+            Volume::Show { name } => self.show(&client.volume(name)?, show::volume),
+            Volume::Resize { name, size, force } => {
+                let info = client.resize_volume(name, &ResizeVolume { size_bytes: *size, force: *force })?;
+                self.show(&info, |info| {
+                    format!("volume {} resized: {}\n", info.name, qrvsa_api::units::format_bytes(info.size_bytes))
+                })
+            }
+            Volume::Destroy { name, force } => {
+                with_confirmation(*force, &mut ask_terminal, |force| client.destroy_volume(name, force))?;
+                self.done(&format!("volume {name} destroyed"))
+            }
+        }
+    }
+
     fn fs(&self, command: &Fs) -> Result<u8, ApiError> {
         let client = &self.client;
         match command {
@@ -180,17 +242,11 @@ impl Session {
                 self.show(&info, |info| format!("filesystem {} created\n", info.name))
             }
             Fs::List { pool } => {
-                let pools = match pool {
-                    Some(pool) => vec![pool.clone()],
-                    // Pools that are not imported have no filesystems to show; `pool list` shows them.
-                    None => client
-                        .pools()?
-                        .into_iter()
-                        .filter(|pool| pool.state != qrvsa_api::PoolState::Faulted)
-                        .map(|pool| pool.name)
-                        .collect(),
-                };
-                let lists = pools.iter().map(|pool| client.filesystems(pool)).collect::<Result<Vec<_>, _>>()?;
+                let lists = self
+                    .pools(pool.as_ref())?
+                    .iter()
+                    .map(|pool| client.filesystems(pool))
+                    .collect::<Result<Vec<_>, _>>()?;
                 self.show(&lists.concat(), |list| show::filesystems(list))
             }
             Fs::Destroy { name, force } => {
@@ -251,7 +307,11 @@ impl Session {
             Debug::Uberblocks { device } => {
                 self.show(&self.client.uberblocks(&path(device)?)?, |list| show::debug(list))
             }
-            Debug::Locate { file } => {
+            Debug::Locate { volume: Some(volume), .. } => {
+                self.show(&self.client.volume_fragments(volume)?, |list| show::fragments(list))
+            }
+            Debug::Locate { file, .. } => {
+                let file = file.as_deref().unwrap_or(Path::new("."));
                 let (mount, ino) = paths::mounted_file(&self.client, file)?;
                 self.show(&self.client.fragments(&mount.source, ino)?, |list| show::fragments(list))
             }

@@ -6,10 +6,15 @@
 mod args;
 mod commands;
 mod helper;
+mod import_tgt;
 mod paths;
 mod progress;
 mod show;
+mod target;
+mod target_args;
+mod target_show;
 mod ui;
+mod vhdx;
 
 use std::process::ExitCode;
 

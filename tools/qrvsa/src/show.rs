@@ -6,7 +6,7 @@ use std::time::Duration;
 use qrvsa_api::units::{format_bytes, format_duration, format_rate, format_time};
 use qrvsa_api::{
     DebugEntry, DeviceState, DeviceStatus, Fragment, FsInfo, JobInfo, JobKind, JobState, MountInfo, MountState,
-    PoolState, PoolStatus, PoolSummary, Property,
+    PoolState, PoolStatus, PoolSummary, Property, VolumeInfo,
 };
 
 use crate::ui::{clean, table};
@@ -247,6 +247,46 @@ pub fn filesystems(list: &[FsInfo]) -> String {
         rows.push(vec![fs.name.to_string(), format_bytes(fs.used_bytes), format_bytes(fs.available_bytes), points]);
     }
     table(&rows, &[1, 2])
+}
+
+/// `volume list`.
+#[must_use]
+pub fn volumes(list: &[VolumeInfo]) -> String {
+    if list.is_empty() {
+        return "no volumes; `qrvsa volume create POOL/VOL SIZE` makes one\n".to_owned();
+    }
+    let mut rows = vec![cells(["NAME", "SIZE", "ALLOCATED", "USE", "BLOCK", "RECORD", "KIND"])];
+    for v in list {
+        rows.push(vec![
+            v.name.to_string(),
+            format_bytes(v.size_bytes),
+            format_bytes(v.allocated_bytes),
+            percent(v.allocated_bytes, v.size_bytes),
+            v.block_bytes.to_string(),
+            format_bytes(u64::from(v.record_bytes)),
+            (if v.reserve { "reserved" } else { "thin" }).to_owned(),
+        ]);
+    }
+    table(&rows, &[1, 2, 3, 4, 5])
+}
+
+/// `volume show`.
+#[must_use]
+pub fn volume(v: &VolumeInfo) -> String {
+    let size = |bytes: u64| format!("{} ({bytes} bytes)", format_bytes(bytes));
+    let rows = [
+        ("volume", v.name.to_string()),
+        ("size", size(v.size_bytes)),
+        ("allocated", size(v.allocated_bytes)),
+        ("available", size(v.available_bytes)),
+        ("provisioning", (if v.reserve { "reserved" } else { "thin" }).to_owned()),
+        ("block size", v.block_bytes.to_string()),
+        ("record size", format_bytes(u64::from(v.record_bytes))),
+        ("id", clean(&v.id)),
+        ("naa", clean(&v.naa)),
+        ("created", format_time(v.created_unix_s)),
+    ];
+    table(&rows.map(|(key, value)| vec![key.to_owned(), value]), &[])
 }
 
 /// `fs get`.

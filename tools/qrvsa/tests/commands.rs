@@ -273,6 +273,37 @@ fn scrubs() {
 }
 
 #[test]
+fn volumes() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    assert!(run(&["volume", "list"]).works().out.contains("no volumes"));
+    let made =
+        run(&["volume", "create", "tank/v", "64TB", "--block-size", "4096", "--record-size", "64K", "--reserve"]);
+    assert_eq!(made.works().out, "volume tank/v created: 58.2 TiB, reserved\n");
+    run(&["volume", "create", "tank/v", "1G"]).fails(7, &["exists"]);
+    let json = run(&["volume", "show", "tank/v", "--json"]).works().json();
+    assert_eq!((&json["size_bytes"], &json["block_bytes"]), (&64_000_000_000_000u64.into(), &4096.into()));
+    assert_eq!((&json["record_bytes"], &json["reserve"]), (&65536.into(), &true.into()));
+    assert_eq!(
+        run(&["volume", "create", "tank/w", "64TiB", "--thin"]).works().out,
+        "volume tank/w created: 64.0 TiB, thin\n"
+    );
+    let list = run(&["volume", "list"]).works().out;
+    assert!(list.lines().count() == 3 && list.contains("tank/w") && list.contains("reserved"), "{list}");
+    assert!(run(&["volume", "show", "tank/v"]).works().out.contains("3123456789abcdef"));
+    run(&["volume", "show", "tank/x"]).fails(6, &["no volume tank/x", "volume create tank/x SIZE"]);
+    assert_eq!(run(&["volume", "resize", "tank/w", "65TiB"]).works().out, "volume tank/w resized: 65.0 TiB\n");
+    run(&["volume", "resize", "tank/w", "1G"]).fails(5, &["--force"]);
+    run(&["volume", "resize", "tank/w", "1G", "--force"]).works();
+    run(&["debug", "locate", "--volume", "tank/w"]).works();
+    run(&["volume", "destroy", "tank/w"]).fails(5, &["all data in volume tank/w", "--force"]);
+    run(&["volume", "destroy", "tank/w", "--force"]).works();
+    run(&["volume", "destroy", "tank/w", "--force"]).fails(6, &["no volume"]);
+    run(&["volume", "create", "tank", "1G"]).fails(2, &["POOL/VOL"]);
+}
+
+#[test]
 fn replacing() {
     let daemon = TestDaemon::start();
     daemon.pool("tank");

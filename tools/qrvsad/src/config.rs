@@ -6,9 +6,12 @@
 //! scrub_rate = "200MiB"      # most bytes per second a scrub reads; default: no limit
 //! log_level = "info"         # error, warn, info, debug, trace, or a filter like "info,qrvsa_core::pool=debug"
 //! search_dirs = ["/dev"]     # where pools are looked for
-//! fuse_threads = 8           # threads per mount; default: chosen by the number of processors
+//! fuse_threads = 8           # threads per mount; default: 16
+//! low_latency = true         # keep idle processors awake while requests come fast
+//! iscsi_portals = ["0.0.0.0:3260"]  # for targets without portals of their own; default: [::]:3260, IPv4 too
 //! ```
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +44,10 @@ pub struct Config {
     pub search_dirs: Vec<PathBuf>,
     /// Threads per mount.
     pub fuse_threads: Option<usize>,
+    /// Where iSCSI targets without portals of their own are served. Nothing listens before there is one.
+    pub iscsi_portals: Vec<SocketAddr>,
+    /// Keep idle processors awake while requests come fast.
+    pub low_latency: bool,
 }
 
 /// The file as written.
@@ -55,6 +62,8 @@ struct File {
     log_level: Option<String>,
     search_dirs: Option<Vec<PathBuf>>,
     fuse_threads: Option<usize>,
+    iscsi_portals: Option<Vec<String>>,
+    low_latency: Option<bool>,
 }
 
 /// A size as a number of bytes or as text with a unit.
@@ -118,6 +127,10 @@ impl Config {
         if let Some(relative) = search_dirs.iter().find(|dir| !dir.is_absolute()) {
             return Err(format!("search_dirs: {} is not an absolute path", relative.display()));
         }
+        let iscsi_portals = match file.iscsi_portals {
+            None => vec![DEFAULT_PORTAL],
+            Some(list) => list.iter().map(|text| portal(text)).collect::<Result<_, _>>()?,
+        };
         Ok(Config {
             memory_limit_bytes,
             sync_interval: Duration::from_secs(sync_interval_s),
@@ -125,6 +138,8 @@ impl Config {
             log_level: file.log_level.unwrap_or_else(|| "info".to_owned()),
             search_dirs,
             fuse_threads: file.fuse_threads,
+            iscsi_portals,
+            low_latency: file.low_latency.unwrap_or(true),
         })
     }
 
@@ -136,6 +151,16 @@ impl Config {
             sync_interval: self.sync_interval,
             scrub_rate_bytes_per_s: self.scrub_rate_bytes_per_s,
         }
+    }
+}
+
+/// Every address, of IPv4 and IPv6.
+const DEFAULT_PORTAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 3260);
+
+fn portal(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err(format!("iscsi_portals: {text:?} is no portal; write ADDRESS:PORT")),
     }
 }
 
@@ -162,7 +187,7 @@ mod tests {
     fn every_key() {
         let config = Config::parse(
             "memory_limit = \"512MiB\"\nsync_interval_s = 9\nscrub_rate = 1000000\nlog_level = \"debug\"\n\
-             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\n",
+             search_dirs = [\"/a\", \"/b\"]\nfuse_threads = 3\niscsi_portals = [\"127.0.0.1:3261\"]\nlow_latency = false\n",
         )
         .unwrap();
         assert_eq!(
@@ -174,6 +199,8 @@ mod tests {
                 log_level: "debug".into(),
                 search_dirs: vec!["/a".into(), "/b".into()],
                 fuse_threads: Some(3),
+                iscsi_portals: vec!["127.0.0.1:3261".parse().unwrap()],
+                low_latency: false,
             }
         );
     }
@@ -187,6 +214,8 @@ mod tests {
             ("sync_interval_s = 0", "sync_interval_s"),
             ("search_dirs = [\"dev\"]", "dev"),
             ("fuse_threads = 0", "fuse_threads"),
+            ("iscsi_portals = [\"x\"]", "iscsi_portals"),
+            ("low_latency = 7", "line 1"),
             ("= =", "line 1"),
         ] {
             let error = Config::parse(text).unwrap_err();

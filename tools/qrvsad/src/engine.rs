@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use qrvsa_api::names::FsName;
 use qrvsa_api::{
-    CheckReport, CreateFs, CreatePool, DebugEntry, Fragment, FsInfo, JobInfo, PoolStatus, PoolSummary, Property,
-    ReplaceDevice, ScrubAction, SetProperty,
+    CheckReport, CreateFs, CreatePool, CreateVolume, DebugEntry, Fragment, FsInfo, JobInfo, PoolStatus, PoolSummary,
+    Property, ReplaceDevice, ScrubAction, SetProperty, VolumeInfo,
 };
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::Operations;
+use qrvsa_core::volume::Volume;
 
 /// What an engine is told at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +124,31 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The operations of a filesystem. Several handles of one filesystem are the same filesystem.
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>>;
+
+    /// Makes a volume. `Exists`, `Invalid`; `NoSpace` when the room that a reserved one wants is not there.
+    fn volume_create(&self, pool: &str, request: &CreateVolume) -> Result<()>;
+
+    /// The volumes of a pool.
+    fn volume_list(&self, pool: &str) -> Result<Vec<VolumeInfo>>;
+
+    /// Changes the size of a volume, in use or not. `NeedsForce` to make it smaller without `force`.
+    fn volume_resize(&self, volume: &FsName, size_bytes: u64, force: bool) -> Result<()>;
+
+    /// Destroys a volume. Confirmed by the caller. `Busy` while somebody has it open.
+    fn volume_destroy(&self, volume: &FsName) -> Result<()>;
+
+    /// A volume, for whoever serves it. Several handles of one volume are the same volume; while one is held, the volume cannot
+    /// be destroyed. After an export it fails from then on.
+    fn open_volume(&self, volume: &FsName) -> Result<Arc<Volume>>;
+
+    /// Keeps a small value (at most 5,887 bytes) in a pool under a name of at most 255 bytes; durable at the return.
+    fn put_blob(&self, pool: &str, name: &str, bytes: &[u8]) -> Result<()>;
+
+    /// A value kept in a pool.
+    fn blob(&self, pool: &str, name: &str) -> Result<Option<Vec<u8>>>;
+
+    /// Forgets a value kept in a pool, if there is one; durable at the return.
+    fn remove_blob(&self, pool: &str, name: &str) -> Result<()>;
 
     /// Checks a pool, read-only, while it is in use. Calls `progress` at least once a second; when it returns false, the
     /// check ends soon, with whatever result.

@@ -6,6 +6,7 @@
 //!  server    the socket, who may use it, HTTP
 //!  http      resources and their handlers, nothing but translation
 //!  daemon    what a request does: pools, mounts, jobs, and the rules between them
+//!  targets   iSCSI targets, and tgt's management protocol for them
 //!  jobs      checks that run in the background
 //!  state     what must survive a restart, on disk
 //!  engine    what the daemon needs from the storage engine (a trait)
@@ -28,3 +29,4 @@ pub mod mounter_fuse;
 pub mod run;
 pub mod server;
 pub mod state;
+pub mod targets;

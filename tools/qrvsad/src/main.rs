@@ -87,6 +87,9 @@ fn serve(args: Args, config: Config) -> Result<(), String> {
     // What can be made without touching the world comes first: a daemon that cannot serve leaves no trace.
     let engine = engine(&config);
     let mounter = mounter();
+    if config.low_latency {
+        qrvsa_fuse::latency::keep_low();
+    }
     let claims = Claims::take(&args.state, &args.socket)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

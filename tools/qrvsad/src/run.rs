@@ -19,6 +19,7 @@ use crate::http::{Peer, Shared, router};
 use crate::mounter::Mounter;
 use crate::server::Socket;
 use crate::state::StateDir;
+use crate::targets::tgt::TgtServer;
 
 /// How long requests under way may take after the daemon is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -91,6 +92,8 @@ pub async fn run(
         Ok(Err(problem)) => return Err(problem),
         Err(_) => return Err("the daemon failed while it restored its pools".to_owned()),
     }
+    // After the restore: a tgt client that comes early is told that nobody is there, as by a tgtd that is not up yet.
+    let tgt = if early_stop { None } else { serve_tgt(&daemon) };
     if !early_stop {
         let _ = ready_sender.send(true);
         tracing::info!("ready");
@@ -101,6 +104,7 @@ pub async fn run(
     tracing::info!("stopping");
     notify(&[NotifyState::Stopping, NotifyState::Status("unmounting and exporting")]);
     daemon.begin_stop();
+    drop(tgt);
     let _ = ready_sender.send(true);
     let _ = drain_sender.send(true);
     let urgent = Arc::new(AtomicBool::new(false));
@@ -127,6 +131,18 @@ pub async fn run(
     drop(socket);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Listens on tgt's management socket. Without it everything else works, so a failure is logged only.
+fn serve_tgt(daemon: &Arc<Daemon>) -> Option<TgtServer> {
+    let base = daemon.targets().tgt_socket();
+    match TgtServer::start(&base, Arc::clone(daemon.targets())) {
+        Ok(server) => Some(server),
+        Err(problem) => {
+            tracing::error!("tgt's programs cannot manage targets: {problem}");
+            None
+        }
+    }
 }
 
 /// SIGTERM and SIGINT as a stream. The third ends the process on the spot. SIGHUP does nothing: the daemon may have been

@@ -4,6 +4,8 @@
 //! reader sees the old or the new file, never a part. A file that is not understood is kept under another name and
 //! reported, and the daemon starts without pools: they are still there, `pool import` finds them.
 //!
+//! Other small files that must survive ([`StateDir::write`]) are kept the same way beside it.
+//!
 //! The state directory has one owner at a time, kept by a lock on a file in it that the kernel drops with the process.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -133,8 +135,7 @@ impl StateDir {
                 }
             }
         };
-        let aside = self.path.join(format!("{FILE}.damaged"));
-        std::fs::rename(&path, &aside).map_err(|e| format!("cannot put {} aside: {e}", path.display()))?;
+        let aside = self.put_aside(FILE).map_err(|e| format!("cannot put {} aside: {e}", path.display()))?;
         tracing::error!(
             "{} is damaged ({problem}); kept as {}. Starting without pools: `qrvsa pool import` finds them, mounts must \
              be made again",
@@ -152,12 +153,42 @@ impl StateDir {
         let document = Document { version: VERSION, state: state.clone() };
         let mut bytes = serde_json::to_vec_pretty(&document)?;
         bytes.push(b'\n');
-        let temporary = self.path.join(format!("{FILE}.new"));
+        self.write(FILE, &bytes)
+    }
+
+    /// Replaces a file in the directory, mode 0600; durable on return. `name` is a plain file name of the caller's making.
+    ///
+    /// # Errors
+    /// Which step failed. The old file is in place then.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.path.join(format!("{name}.new"));
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, self.path.join(FILE))?;
+        std::fs::rename(&temporary, self.path.join(name))?;
         File::open(&self.path)?.sync_all()
+    }
+
+    /// Reads a file of [`StateDir::write`]; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match std::fs::read(self.path.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Puts a file aside that is not understood; returns where it is now.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn put_aside(&self, name: &str) -> io::Result<PathBuf> {
+        let aside = self.path.join(format!("{name}.damaged"));
+        std::fs::rename(self.path.join(name), &aside)?;
+        Ok(aside)
     }
 }
 

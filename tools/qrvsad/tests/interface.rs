@@ -92,6 +92,41 @@ fn creating_a_pool_checks_what_it_is_given() {
 }
 
 #[test]
+fn volumes() {
+    let daemon = TestDaemon::start();
+    let client = daemon.client();
+    daemon.pool("tank");
+    let name: FsName = "tank/disk".parse().unwrap();
+    let request = |name: &str| CreateVolume {
+        name: name.into(),
+        size_bytes: 1 << 46,
+        block_bytes: 4096,
+        record_bytes: 16 << 10,
+        reserve: false,
+    };
+    let made = client.create_volume("tank", &request("disk")).unwrap();
+    assert_eq!((&made.name, made.size_bytes, made.block_bytes), (&name, 1 << 46, 4096));
+    assert_eq!(client.create_volume("tank", &request("disk")).unwrap_err().kind, ErrorKind::Exists);
+    assert_eq!(client.create_volume("tank", &request("a/b")).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(client.create_volume("none", &request("disk")).unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(client.volumes("tank").unwrap(), vec![made.clone()]);
+    assert_eq!(client.volume(&name).unwrap(), made);
+    let none: FsName = "tank/none".parse().unwrap();
+    assert_eq!(client.volume(&none).unwrap_err().kind, ErrorKind::NotFound);
+    let size = |size_bytes, force| ResizeVolume { size_bytes, force };
+    assert_eq!(client.resize_volume(&name, &size(1 << 47, false)).unwrap().size_bytes, 1 << 47);
+    assert_eq!(client.resize_volume(&name, &size(1 << 30, false)).unwrap_err().kind, ErrorKind::NeedsForce);
+    assert_eq!(client.resize_volume(&name, &size(1 << 30, true)).unwrap().size_bytes, 1 << 30);
+    assert_eq!(client.resize_volume(&none, &size(1 << 30, true)).unwrap_err().kind, ErrorKind::NotFound);
+    assert!(!client.volume_fragments(&name).unwrap().is_empty());
+    assert_eq!(client.destroy_volume(&name, false).unwrap_err().kind, ErrorKind::NeedsForce);
+    client.destroy_volume(&name, true).unwrap();
+    assert_eq!(client.destroy_volume(&name, true).unwrap_err().kind, ErrorKind::NotFound);
+    let root: FsName = "tank".parse().unwrap();
+    assert_eq!(client.destroy_volume(&root, true).unwrap_err().kind, ErrorKind::Invalid);
+}
+
+#[test]
 fn filesystems_and_their_properties() {
     let daemon = TestDaemon::start();
     let client = daemon.client();

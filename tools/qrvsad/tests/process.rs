@@ -54,6 +54,8 @@ fn child(dir: &Path) -> ExitCode {
         clean_exports: 0,
         filesystems: BTreeMap::from([(String::new(), BTreeMap::new()), ("home".into(), BTreeMap::new())]),
         syncs: 0,
+        volumes: BTreeMap::new(),
+        blobs: BTreeMap::new(),
     };
     world.pools.lock().insert("tank".into(), pool);
     world.busy.lock().insert(dir.join(BUSY));

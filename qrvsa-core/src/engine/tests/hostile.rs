@@ -496,3 +496,37 @@ fn a_log_that_cannot_be_read_is_not_taken_for_an_empty_one() {
     assert!(world.read(5000, 0, 5000).unwrap() == pattern(1, 5000), "the acknowledged write is lost");
     world.check();
 }
+
+#[test]
+fn halves_that_ran_apart_are_named_at_the_import_of_both() {
+    let mut world = World::new(geometry(2, 2), 4, 64, 77);
+    world.write(2000, 0, &pattern(1, 200_000));
+    world.pool().commit().unwrap();
+    // a device that only missed changes has none of its own
+    world.pool().offline("disk3").unwrap();
+    world.write(2001, 0, &pattern(2, 200_000));
+    world.pool().commit().unwrap();
+    world.import(|_| true).unwrap();
+    assert!(world.pool().warnings.lock().iter().all(|w| !w.contains("apart")), "{:?}", world.pool().warnings.lock());
+
+    let mut world = World::new(geometry(2, 2), 4, 64, 78);
+    world.write(2000, 0, &pattern(1, 200_000));
+    world.pool().commit().unwrap();
+    for (half, object) in [([0, 1], 3000), ([2, 3], 4000)] {
+        world.import(|i| half.contains(&i)).unwrap();
+        assert!(world.pool().warnings.lock().iter().all(|w| !w.contains("apart")));
+        // the second half goes further: it is the one that is taken
+        for round in 0..object / 1000 {
+            world.write(object, 0, &pattern(round, 200_000));
+            world.pool().commit().unwrap();
+        }
+    }
+    world.import(|_| true).unwrap();
+    assert_eq!(world.read(4000, 0, 200_000).unwrap(), pattern(3, 200_000));
+    let warnings = world.pool().warnings.lock().clone();
+    for disk in ["disk0", "disk1"] {
+        let named = warnings.iter().filter(|w| w.contains("apart") && w.contains(disk)).count();
+        assert_eq!(named, 1, "{warnings:?}");
+    }
+    assert_eq!(warnings.iter().filter(|w| w.contains("apart")).count(), 2, "{warnings:?}");
+}

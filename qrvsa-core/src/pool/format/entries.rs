@@ -2,6 +2,7 @@
 
 use crate::bytes::{Reader, Writer};
 use crate::error::Result;
+use crate::fail;
 use crate::tree::Key;
 
 /// Kinds of the pool tree's items.
@@ -20,6 +21,8 @@ pub mod kind {
     pub const JOB: u8 = 6;
     /// (0, DAMAGE, n): an object that lost data.
     pub const DAMAGE: u8 = 7;
+    /// (0, BLOB, n): a small value that a front end keeps in the pool.
+    pub const BLOB: u8 = 8;
 }
 
 /// Objects of groups in the pool tree: group id plus this.
@@ -248,13 +251,40 @@ fn clip(s: &str, max: usize) -> &[u8] {
     &s.as_bytes()[..end]
 }
 
+/// What a dataset holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// A filesystem.
+    FileSystem,
+    /// A block volume.
+    Volume,
+}
+
+impl Content {
+    fn code(self) -> u8 {
+        match self {
+            Content::FileSystem => 1,
+            Content::Volume => 2,
+        }
+    }
+}
+
+/// Flag of a dataset: it is being destroyed, what it still has is freed in the background.
+const DATASET_DESTROYING: u8 = 1;
+/// Flag of a dataset: room for all of its contents is set aside.
+const DATASET_RESERVED: u8 = 2;
+
 /// A dataset as the pool tree stores it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DatasetEntry {
     /// Its number.
     pub id: u64,
-    /// Kind of content: 1 a filesystem.
-    pub content: u8,
+    /// Kind of content.
+    pub content: Content,
+    /// It is being destroyed.
+    pub destroying: bool,
+    /// Room for all of its contents is set aside (volumes).
+    pub reserved: bool,
     /// Seed of name hashes.
     pub hash_seed: u64,
     /// No object has this number or a larger one.
@@ -273,7 +303,10 @@ impl DatasetEntry {
     /// The value of its item.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        w.u64(self.id).u8(self.content).u8(0).u16(0).u64(self.hash_seed).u64(self.next_object).i64(self.created_ns);
+        let destroying = if self.destroying { DATASET_DESTROYING } else { 0 };
+        let flags = destroying | if self.reserved { DATASET_RESERVED } else { 0 };
+        w.u64(self.id).u8(self.content.code()).u8(flags).u16(0);
+        w.u64(self.hash_seed).u64(self.next_object).i64(self.created_ns);
         w.short_bytes(self.name.as_bytes()).short_bytes(&self.root);
         w.u16(self.properties.len() as u16);
         for (k, v) in &self.properties {
@@ -285,10 +318,14 @@ impl DatasetEntry {
     /// Reads one.
     ///
     /// # Errors
-    /// `Corrupt`.
+    /// `Corrupt`; `Unsupported` for content or flags of a newer version.
     pub fn decode(bytes: &[u8]) -> Result<DatasetEntry> {
         let mut r = Reader::new(bytes, "dataset entry");
-        let (id, content, _, _) = (r.u64()?, r.u8()?, r.u8()?, r.u16()?);
+        let (id, content, flags, _) = (r.u64()?, r.u8()?, r.u8()?, r.u16()?);
+        let known = [Content::FileSystem, Content::Volume].into_iter().find(|c| c.code() == content);
+        let Some(content) = known.filter(|_| flags & !(DATASET_DESTROYING | DATASET_RESERVED) == 0) else {
+            fail!(Unsupported, "dataset {id} is of a kind that this version does not know; use a newer version");
+        };
         let (hash_seed, next_object, created_ns) = (r.u64()?, r.u64()?, r.i64()?);
         let (name, root) = (r.short_string()?, r.short_bytes()?.to_vec());
         let count = r.u16()?;
@@ -296,6 +333,17 @@ impl DatasetEntry {
         for _ in 0..count {
             properties.push((r.short_string()?, r.short_string()?));
         }
-        Ok(DatasetEntry { id, content, hash_seed, next_object, created_ns, name, properties, root })
+        Ok(DatasetEntry {
+            id,
+            content,
+            destroying: flags & DATASET_DESTROYING != 0,
+            reserved: flags & DATASET_RESERVED != 0,
+            hash_seed,
+            next_object,
+            created_ns,
+            name,
+            properties,
+            root,
+        })
     }
 }

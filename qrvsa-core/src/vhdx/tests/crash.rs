@@ -113,6 +113,7 @@ fn explore(prepare: impl Fn() -> (Vec<Arc<SimFile>>, Expected), scenario: Scenar
         for survives in ways {
             let what = format!("cut after {cut} of {total}, {survives:?}");
             let crashed = SimFile::with(file.crashed(survives));
+            super::tools::assert_checked(&crashed, &what);
             let mut files = parents.clone();
             files.push(crashed.clone());
             // For reading first: nothing is changed by that.

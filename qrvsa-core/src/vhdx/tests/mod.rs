@@ -6,6 +6,7 @@ mod model;
 mod opening;
 mod sim_file;
 mod space;
+mod tools;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -58,6 +58,8 @@ impl Daemon {
             self.restore_pool(pool);
         }
         self.save_or_log();
+        progress("starting iSCSI targets");
+        self.targets.restore()?;
         self.ready.store(true, Ordering::Release);
         Ok(())
     }
@@ -100,6 +102,7 @@ impl Daemon {
     /// at any time, ends the patience with busy mounts.
     pub fn stop(&self, urgent: &AtomicBool) {
         self.begin_stop();
+        self.targets.stop();
         self.unmount_all(urgent);
         let timeout = if urgent.load(Ordering::Relaxed) { Duration::ZERO } else { CHECK_STOP_TIMEOUT };
         if !self.checks.stop(None, timeout) {

@@ -12,6 +12,7 @@
 
 mod lifecycle;
 mod mounts;
+mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::error::{IntoApi, from_core};
 use crate::jobs::{Checks, unix_now_s};
 use crate::mounter::Mounter;
 use crate::state::{Persistent, PersistentPool, StateDir};
+use crate::targets::Targets;
 use mounts::MountTable;
 
 /// How long export and destroy wait for a running check to give up.
@@ -39,7 +41,8 @@ pub struct Daemon {
     engine: Arc<dyn Engine>,
     mounter: Arc<dyn Mounter>,
     config: Config,
-    state: StateDir,
+    state: Arc<StateDir>,
+    targets: Arc<Targets>,
     state_file: Mutex<()>,
     pools: Mutex<BTreeMap<String, KnownPool>>,
     pool_locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
@@ -65,7 +68,10 @@ impl Daemon {
     /// A daemon with nothing imported yet; see [`Daemon::restore`].
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, mounter: Arc<dyn Mounter>, config: Config, state: StateDir) -> Arc<Daemon> {
+        let state = Arc::new(state);
+        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), config.iscsi_portals.clone());
         Arc::new(Daemon {
+            targets: Arc::new(targets),
             engine,
             mounter,
             config,
@@ -93,6 +99,21 @@ impl Daemon {
             state_dir: self.state.path().to_owned(),
             memory_limit_bytes: self.config.memory_limit_bytes,
         }
+    }
+
+    /// The iSCSI targets. Changes to them are for [`Daemon::targets_to_change`].
+    #[must_use]
+    pub fn targets(&self) -> &Arc<Targets> {
+        &self.targets
+    }
+
+    /// The iSCSI targets, to change them.
+    ///
+    /// # Errors
+    /// `Unavailable` while the daemon starts or stops.
+    pub fn targets_to_change(&self) -> Result<&Targets, ApiError> {
+        self.admit_change()?;
+        Ok(&self.targets)
     }
 
     /// Whether [`Daemon::restore`] is through.
@@ -326,6 +347,7 @@ impl Daemon {
             self.note_imported(&name);
             answer.imported.push(status.summary);
             answer.failed.extend(self.activate_waiting(&name));
+            self.targets.pool_imported(&name);
         }
         self.save()?;
         Ok(answer)
@@ -357,6 +379,7 @@ impl Daemon {
         let lock = self.pool_lock(pool);
         let _guard = lock.lock();
         let failed = self.pools.lock().get(pool).ok_or_else(|| unknown_pool(pool))?.failure.is_some();
+        self.targets.need_unused_pool(pool)?;
         if !failed {
             self.quiesce(pool, force)?;
             self.engine.export(pool).api()?;
@@ -378,6 +401,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NeedsForce, format!("all data in pool {pool} would be destroyed"))
                 .with_hint("repeat with --force if nothing in it is needed any more"));
         }
+        self.targets.need_unused_pool(pool)?;
         self.quiesce(pool, false)?;
         self.engine.destroy(pool).api()?;
         tracing::info!("pool {pool} destroyed");
@@ -569,6 +593,11 @@ impl Daemon {
     fn need_fs(&self, name: &FsName) -> Result<(), ApiError> {
         if self.engine.fs_list(&name.pool).api()?.iter().any(|fs| fs.name == *name) || name.fs.is_none() {
             return Ok(());
+        }
+        if self.engine.volume_list(&name.pool).api()?.iter().any(|volume| volume.name == *name) {
+            return Err(ApiError::invalid(format!("{name} is a volume, not a filesystem")).with_hint(format!(
+                "`qrvsa volume show {name}` shows it, `qrvsa volume --help` what can be done with it"
+            )));
         }
         Err(ApiError::not_found(format!("there is no filesystem {name}"))
             .with_hint(format!("`qrvsa fs list {}` shows what there is, `qrvsa fs create {name}` makes it", name.pool)))

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use qrvsa_api::names::FsName;
 use qrvsa_api::{
-    CheckReport, CreateFs, CreatePool, DebugEntry, Fragment, FsInfo, JobInfo, PoolStatus, PoolSummary, Property,
-    ReplaceDevice, ScrubAction, SetProperty,
+    CheckReport, CreateFs, CreatePool, CreateVolume, DebugEntry, Fragment, FsInfo, JobInfo, PoolStatus, PoolSummary,
+    Property, ReplaceDevice, ScrubAction, SetProperty, VolumeInfo,
 };
 use qrvsa_core::engine::open::Candidate;
 use qrvsa_core::engine::status::{JobKind, JobState};
@@ -21,6 +21,8 @@ use qrvsa_core::engine::{Options, Pool};
 use qrvsa_core::env::Environment;
 use qrvsa_core::fs::ops::Operations;
 use qrvsa_core::pool::space::Geometry;
+use qrvsa_core::share::WithVolumes;
+use qrvsa_core::volume::{Spec, Volume};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 use crate::engine::{CheckProgress, Engine, EngineOptions, ImportOutcome, ImportRequest};
@@ -265,7 +267,47 @@ impl Engine for CoreEngine {
 
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>> {
         let running = self.pool(&fs.pool)?;
-        Ok(running.filesystem(fs.fs.as_deref().unwrap_or_default())?)
+        let inner = running.filesystem(fs.fs.as_deref().unwrap_or_default())?;
+        let dataset = inner.store().clone();
+        Ok(Arc::new(WithVolumes::new(inner, dataset, running.pool.clone())))
+    }
+
+    fn volume_create(&self, pool: &str, request: &CreateVolume) -> Result<()> {
+        let spec = Spec {
+            size_bytes: request.size_bytes,
+            block_bytes: request.block_bytes,
+            record_bytes: request.record_bytes,
+            reserve: request.reserve,
+        };
+        self.pool(pool)?.pool.create_volume(&request.name, &spec)
+    }
+
+    fn volume_list(&self, pool: &str) -> Result<Vec<VolumeInfo>> {
+        self.pool(pool)?.list_volumes()
+    }
+
+    fn volume_resize(&self, volume: &FsName, size_bytes: u64, force: bool) -> Result<()> {
+        self.pool(&volume.pool)?.pool.resize_volume(volume.fs.as_deref().unwrap_or_default(), size_bytes, force)
+    }
+
+    fn volume_destroy(&self, volume: &FsName) -> Result<()> {
+        self.pool(&volume.pool)?.pool.destroy_dataset(volume.fs.as_deref().unwrap_or_default())
+    }
+
+    fn open_volume(&self, volume: &FsName) -> Result<Arc<Volume>> {
+        self.pool(&volume.pool)?.pool.open_volume(volume.fs.as_deref().unwrap_or_default())
+    }
+
+    fn put_blob(&self, pool: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        self.pool(pool)?.pool.put_blob(name, bytes)
+    }
+
+    fn blob(&self, pool: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.pool(pool)?.pool.blob(name))
+    }
+
+    fn remove_blob(&self, pool: &str, name: &str) -> Result<()> {
+        self.pool(pool)?.pool.remove_blob(name)
     }
 
     fn check(&self, pool: &str, deep: bool, progress: &mut dyn FnMut(CheckProgress) -> bool) -> Result<CheckReport> {

@@ -8,11 +8,13 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use qrvsa_api::names::FsName;
-use qrvsa_api::{FsInfo, Property};
+use qrvsa_api::{FsInfo, Property, VolumeInfo};
 use qrvsa_core::dataset::{Dataset, Host};
 use qrvsa_core::engine::Pool;
 use qrvsa_core::engine::status::{Job, JobKind, JobState};
 use qrvsa_core::fs::{AtimeMode, FileSystem, Options};
+use qrvsa_core::pool::format::entries::Content;
+use qrvsa_core::share::Access;
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 /// A pool in service.
@@ -168,7 +170,10 @@ impl Running {
 
     fn dataset(&self, name: &str) -> Result<Arc<Dataset>> {
         match self.pool.dataset(name) {
-            Some(dataset) => Ok(dataset),
+            Some(dataset) if dataset.content() == Content::FileSystem => Ok(dataset),
+            Some(_) => {
+                fail!(Invalid, "'{}/{name}' is a volume, not a filesystem", self.pool.name)
+            }
             None => fail!(NotFound, "'{}/{name}' does not exist; make it with 'fs create'", self.pool.name),
         }
     }
@@ -202,7 +207,13 @@ impl Running {
         match key {
             "recordsize" => record_size(value).map(|_| ()),
             "atime" => atime_mode(value).map(|_| ()).ok_or_else(|| bad_atime(value)),
-            _ => fail!(Invalid, "there is no property '{key}' that can be set; there are recordsize and atime"),
+            "volumes" => match Access::parse(value) {
+                Some(_) => Ok(()),
+                None => fail!(Invalid, "'{value}' is no value of volumes; write off, ro or rw"),
+            },
+            _ => {
+                fail!(Invalid, "there is no property '{key}' that can be set; there are recordsize, atime and volumes")
+            }
         }
     }
 
@@ -219,6 +230,8 @@ impl Running {
                 fs.set_record_size(bytes)?;
                 bytes.to_string()
             }
+            // looked at with each use
+            "volumes" => value.to_owned(),
             _ => {
                 fs.set_atime_mode(atime_mode(value).ok_or_else(|| bad_atime(value))?);
                 value.to_owned()
@@ -244,6 +257,7 @@ impl Running {
         Ok(vec![
             entry("recordsize", fs.record_size().to_string(), false),
             entry("atime", atime.to_owned(), false),
+            entry("volumes", dataset.property("volumes").unwrap_or_else(|| "off".to_owned()), false),
             entry("created_unix_s", (dataset.created_ns / 1_000_000_000).to_string(), true),
             entry("used_bytes", self.pool.dataset_used_bytes(dataset)?.to_string(), true),
         ])
@@ -256,19 +270,43 @@ impl Running {
     pub fn list_filesystems(&self) -> Result<Vec<FsInfo>> {
         let usage = self.pool.usage();
         let mut list = Vec::new();
-        for dataset in self.pool.datasets() {
+        for dataset in self.pool.datasets().iter().filter(|d| d.content() == Content::FileSystem) {
             let name = dataset.name();
             let text = if name.is_empty() { self.pool.name.clone() } else { format!("{}/{name}", self.pool.name) };
             let name = FsName::from_str(&text)
                 .map_err(|_| Error::new(ErrorKind::Corrupt, format!("a filesystem has the name '{text}'")))?;
             list.push(FsInfo {
                 name,
-                used_bytes: self.pool.dataset_used_bytes(&dataset)?,
+                used_bytes: self.pool.dataset_used_bytes(dataset)?,
                 available_bytes: usage.available_bytes,
                 mountpoints: Vec::new(),
             });
         }
         Ok(list)
+    }
+
+    /// The volumes of the pool.
+    ///
+    /// # Errors
+    /// When a tree cannot be read.
+    pub fn list_volumes(&self) -> Result<Vec<VolumeInfo>> {
+        let available = self.pool.usage().available_bytes;
+        let of = |volume: qrvsa_core::engine::volumes::VolumeInfo| {
+            let left = volume.settings.size_bytes.saturating_sub(volume.allocated_bytes);
+            VolumeInfo {
+                name: FsName { pool: self.pool.name.clone(), fs: Some(volume.name) },
+                size_bytes: volume.settings.size_bytes,
+                block_bytes: volume.settings.block_bytes,
+                record_bytes: volume.settings.record_bytes,
+                reserve: volume.reserved,
+                allocated_bytes: volume.allocated_bytes,
+                available_bytes: if volume.reserved { left } else { left.min(available) },
+                id: format!("{:032x}", volume.settings.id),
+                naa: format!("{:016x}", volume.settings.naa()),
+                created_unix_s: volume.created_ns / 1_000_000_000,
+            }
+        };
+        Ok(self.pool.list_volumes()?.into_iter().map(of).collect())
     }
 }
 

@@ -5,29 +5,29 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use qrvsa_api::names::{FsName, check_name};
 use qrvsa_api::{
-    ApiError, CheckRequest, CreateFs, CreatePool, DeviceRef, ImportPools, MountRequest, ReplaceDevice, ScrubRequest,
-    SetProperty, routes,
+    ApiError, CheckRequest, CreateFs, CreatePool, CreateVolume, DeviceRef, ImportPools, MountRequest, ReplaceDevice,
+    ResizeVolume, ScrubRequest, SetProperty, routes,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Failed, Json, Shared, blocking, json};
 
-type Answer = Result<Response, Failed>;
+pub(super) type Answer = Result<Response, Failed>;
 
 /// `?force=true`, `?lazy=true`.
 #[derive(Deserialize)]
 pub struct Flags {
     #[serde(default)]
-    force: bool,
+    pub(super) force: bool,
     #[serde(default)]
     lazy: bool,
 }
 
-fn ok(value: &impl Serialize) -> Answer {
+pub(super) fn ok(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::OK, value))
 }
 
-fn created(value: &impl Serialize) -> Answer {
+pub(super) fn created(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::CREATED, value))
 }
 
@@ -35,7 +35,7 @@ fn accepted(value: &impl Serialize) -> Answer {
     Ok(json(StatusCode::ACCEPTED, value))
 }
 
-fn nothing() -> Answer {
+pub(super) fn nothing() -> Answer {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
@@ -48,6 +48,12 @@ fn fs_name(pool: String, fs: String) -> Result<FsName, ApiError> {
     }
     check_name("filesystem", &fs)?;
     Ok(FsName { pool, fs: Some(fs) })
+}
+
+fn volume_name(pool: String, volume: String) -> Result<FsName, ApiError> {
+    check_name("pool", &pool)?;
+    check_name("volume", &volume)?;
+    Ok(FsName { pool, fs: Some(volume) })
 }
 
 pub async fn daemon(State(s): State<Shared>) -> Answer {
@@ -140,6 +146,47 @@ pub async fn set_property(
 pub async fn fragments(State(s): State<Shared>, Path((pool, fs, ino)): Path<(String, String, u64)>) -> Answer {
     let name = fs_name(pool, fs)?;
     ok(&blocking(s, move |d| d.locate(&name, ino)).await?)
+}
+
+pub async fn list_volumes(State(s): State<Shared>, Path(pool): Path<String>) -> Answer {
+    ok(&blocking(s, move |d| d.list_volumes(&pool)).await?)
+}
+
+pub async fn create_volume(
+    State(s): State<Shared>,
+    Path(pool): Path<String>,
+    Json(body): Json<CreateVolume>,
+) -> Answer {
+    created(&blocking(s, move |d| d.create_volume(&pool, &body)).await?)
+}
+
+pub async fn volume(State(s): State<Shared>, Path((pool, volume)): Path<(String, String)>) -> Answer {
+    let name = volume_name(pool, volume)?;
+    ok(&blocking(s, move |d| d.volume(&name)).await?)
+}
+
+pub async fn resize_volume(
+    State(s): State<Shared>,
+    Path((pool, volume)): Path<(String, String)>,
+    Json(body): Json<ResizeVolume>,
+) -> Answer {
+    let name = volume_name(pool, volume)?;
+    ok(&blocking(s, move |d| d.resize_volume(&name, &body)).await?)
+}
+
+pub async fn destroy_volume(
+    State(s): State<Shared>,
+    Path((pool, volume)): Path<(String, String)>,
+    Query(flags): Query<Flags>,
+) -> Answer {
+    let name = volume_name(pool, volume)?;
+    blocking(s, move |d| d.destroy_volume(&name, flags.force)).await?;
+    nothing()
+}
+
+pub async fn volume_fragments(State(s): State<Shared>, Path((pool, volume)): Path<(String, String)>) -> Answer {
+    let name = volume_name(pool, volume)?;
+    ok(&blocking(s, move |d| d.locate_volume(&name)).await?)
 }
 
 pub async fn jobs(State(s): State<Shared>) -> Answer {

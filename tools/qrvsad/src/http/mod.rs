@@ -4,6 +4,7 @@
 //! answer with status 500, not the end of the daemon. Every error has the one error body, those of the HTTP layer too.
 
 mod handlers;
+mod targets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,10 +75,15 @@ pub fn router(shared: Shared) -> Router {
         .route(&fs("/{fs}"), delete(h::destroy_fs))
         .route(&fs("/{fs}/properties"), get(h::get_properties).patch(h::set_property))
         .route(&fs("/{fs}/inodes/{ino}/fragments"), get(h::fragments))
+        .route(&part("volumes"), get(h::list_volumes).post(h::create_volume))
+        .route(&part("volumes/{volume}"), get(h::volume).delete(h::destroy_volume))
+        .route(&part("volumes/{volume}/resize"), post(h::resize_volume))
+        .route(&part("volumes/{volume}/fragments"), get(h::volume_fragments))
         .route(routes::JOBS, get(h::jobs))
         .route(&format!("{}/{{id}}", routes::JOBS), get(h::job))
         .route(routes::MOUNTS, get(h::list_mounts).post(h::mount))
         .route(&format!("{}/{{id}}", routes::MOUNTS), delete(h::unmount))
+        .merge(targets::routes())
         .route(routes::DEBUG_LABELS, post(h::labels))
         .route(routes::DEBUG_UBERBLOCKS, post(h::uberblocks))
         .layer(from_fn_with_state(shared.clone(), wait_until_ready))

@@ -32,6 +32,8 @@ pub struct FakePool {
     pub clean_exports: u32,
     pub filesystems: BTreeMap<String, BTreeMap<String, String>>,
     pub syncs: u32,
+    pub volumes: BTreeMap<String, CreateVolume>,
+    pub blobs: BTreeMap<String, Vec<u8>>,
 }
 
 /// A mount in the pretended kernel.
@@ -189,6 +191,8 @@ impl Engine for FakeEngine {
             clean_exports: 0,
             filesystems: BTreeMap::from([(String::new(), BTreeMap::new())]),
             syncs: 0,
+            volumes: BTreeMap::new(),
+            blobs: BTreeMap::new(),
         };
         self.0.pools.lock().insert(request.name.clone(), pool);
         Ok(())
@@ -393,6 +397,74 @@ impl Engine for FakeEngine {
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>> {
         self.0.pool(&fs.pool, |_| Ok(()))?;
         Ok(Arc::new(NoFs))
+    }
+
+    fn volume_create(&self, name: &str, request: &CreateVolume) -> Result<()> {
+        self.0.pool(name, |pool| {
+            if pool.volumes.contains_key(&request.name) {
+                return Err(Error::new(Core::Exists, format!("volume {} exists", request.name)));
+            }
+            pool.volumes.insert(request.name.clone(), request.clone());
+            Ok(())
+        })
+    }
+
+    fn volume_list(&self, name: &str) -> Result<Vec<VolumeInfo>> {
+        self.0.pool(name, |pool| {
+            let list = pool.volumes.values().map(|v| VolumeInfo {
+                name: FsName { pool: name.to_owned(), fs: Some(v.name.clone()) },
+                size_bytes: v.size_bytes,
+                block_bytes: v.block_bytes,
+                record_bytes: v.record_bytes,
+                reserve: v.reserve,
+                allocated_bytes: 4096,
+                available_bytes: 3 << 30,
+                id: "0123456789abcdef0123456789abcdef".to_owned(),
+                naa: "3123456789abcdef".to_owned(),
+                created_unix_s: 1_700_000_000,
+            });
+            Ok(list.collect())
+        })
+    }
+
+    fn volume_resize(&self, volume: &FsName, size_bytes: u64, force: bool) -> Result<()> {
+        self.0.pool(&volume.pool, |pool| {
+            let v = pool.volumes.get_mut(volume.fs.as_deref().unwrap_or_default()).unwrap();
+            if size_bytes < v.size_bytes && !force {
+                return Err(Error::new(Core::NeedsForce, "the volume would shrink; use --force to do it"));
+            }
+            v.size_bytes = size_bytes;
+            Ok(())
+        })
+    }
+
+    fn volume_destroy(&self, volume: &FsName) -> Result<()> {
+        self.0.pool(&volume.pool, |pool| {
+            pool.volumes.remove(volume.fs.as_deref().unwrap_or_default());
+            Ok(())
+        })
+    }
+
+    fn open_volume(&self, volume: &FsName) -> Result<Arc<qrvsa_core::volume::Volume>> {
+        Err(Error::new(Core::NotFound, format!("volume {volume} is pretended and holds no data")))
+    }
+
+    fn put_blob(&self, name: &str, key: &str, bytes: &[u8]) -> Result<()> {
+        self.0.pool(name, |pool| {
+            pool.blobs.insert(key.to_owned(), bytes.to_vec());
+            Ok(())
+        })
+    }
+
+    fn blob(&self, name: &str, key: &str) -> Result<Option<Vec<u8>>> {
+        self.0.pool(name, |pool| Ok(pool.blobs.get(key).cloned()))
+    }
+
+    fn remove_blob(&self, name: &str, key: &str) -> Result<()> {
+        self.0.pool(name, |pool| {
+            pool.blobs.remove(key);
+            Ok(())
+        })
     }
 
     fn check(&self, name: &str, deep: bool, progress: &mut dyn FnMut(CheckProgress) -> bool) -> Result<CheckReport> {

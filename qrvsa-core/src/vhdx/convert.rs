@@ -1,0 +1,365 @@
+//! Copying the contents of a disk between VHDX images, raw files and block devices. What is a hole or zero on one side is
+//! not read, and takes no space on the other.
+//!
+//! A new file is written under another name and gets its own only when it is whole and durable.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::FallocateFlags;
+
+use super::check::FileSource;
+use super::check::source::Source;
+use super::file::{io_error, sync_directory_of};
+use super::{CreateOptions, Image, create};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes read at once.
+const PIECE: u64 = 1 << 20;
+/// Zeros inside data are left out in units of so many bytes.
+const GRAIN: usize = 64 << 10;
+
+/// What is read.
+pub enum ConvertSource {
+    /// An image, with its parents.
+    Image(Arc<Image>),
+    /// A file or block device, byte for byte.
+    Raw {
+        /// The file.
+        file: File,
+        /// Its name.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// What is made.
+#[derive(Clone, Debug)]
+pub enum ConvertTarget {
+    /// A VHDX image; the size of `options` is that of the source.
+    Vhdx(CreateOptions),
+    /// A raw file, or the contents of a block device.
+    Raw,
+}
+
+/// What a conversion did, or would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Converted {
+    /// Bytes of the disk.
+    pub size: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Bytes that were written: those that are not zero.
+    pub written_bytes: u64,
+}
+
+impl ConvertSource {
+    /// Opens an image if `path` holds one and `raw` is not set; otherwise the bytes themselves.
+    ///
+    /// # Errors
+    /// As for [`Image::open`]; what the system says.
+    pub fn open(path: &Path, raw: bool) -> Result<ConvertSource> {
+        let failed = |e| io_error(path, "cannot open", e);
+        // A pipe must not block, and is refused below.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            crate::fail!(Invalid, "{} is neither a file nor a block device", path.display());
+        }
+        let mut start = [0; 8];
+        let whole = file.read_exact_at(&mut start, 0).is_ok();
+        if kind.is_file() && whole && &start == b"vhdxfile" && !raw {
+            return Image::open(path, false).map(ConvertSource::Image);
+        }
+        let size = raw_size(&file).map_err(failed)?;
+        Ok(ConvertSource::Raw { file, path: path.to_owned(), size })
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self {
+            ConvertSource::Image(image) => image.size(),
+            ConvertSource::Raw { size, .. } => *size,
+        }
+    }
+
+    /// Logical sector of the disk, if it says so.
+    #[must_use]
+    pub fn logical_sector(&self) -> Option<u32> {
+        match self {
+            ConvertSource::Image(image) => Some(image.disk().logical_sector),
+            ConvertSource::Raw { .. } => None,
+        }
+    }
+
+    /// How far that goes on which is at `at`, and whether it is data.
+    fn extent(&self, at: u64) -> Result<(u64, bool)> {
+        match self {
+            ConvertSource::Image(image) => image.extent(at).map(|extent| (extent.length, extent.data.is_some())),
+            ConvertSource::Raw { file, size, .. } => {
+                let data = FileSource::with_length(file, *size).next_data(at);
+                Ok(match data {
+                    Some(run) if run.start <= at => (run.end.max(at + 1) - at, true),
+                    Some(run) => (run.start - at, false),
+                    None => (*size - at, false),
+                })
+            }
+        }
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        match self {
+            ConvertSource::Image(image) => image.read(at, buf),
+            ConvertSource::Raw { file, path, .. } => {
+                file.read_exact_at(buf, at).map_err(|e| io_error(path, "cannot read", e))
+            }
+        }
+    }
+}
+
+/// Bytes of a file or block device.
+fn raw_size(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+/// Something that is written.
+enum Sink {
+    Image(Arc<Image>),
+    /// A new file: reads as zeros where nothing is written.
+    File {
+        file: File,
+        path: PathBuf,
+    },
+    Device {
+        file: File,
+        path: PathBuf,
+    },
+}
+
+impl Sink {
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        match self {
+            Sink::Image(image) => image.write(at, bytes),
+            Sink::File { file, path } | Sink::Device { file, path } => {
+                file.write_all_at(bytes, at).map_err(|e| io_error(path, "cannot write", e))
+            }
+        }
+    }
+
+    /// Makes a run zero; on new files and images it is.
+    fn zero(&self, at: u64, length: u64) -> Result<()> {
+        let Sink::Device { file, path } = self else { return Ok(()) };
+        let number = |n: u64| i64::try_from(n).map_err(|_| nix::errno::Errno::EFBIG);
+        let zeroed = number(at).and_then(|at| {
+            nix::fcntl::fallocate(
+                file,
+                FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+                at,
+                number(length)?,
+            )
+        });
+        if zeroed.is_ok() {
+            return Ok(());
+        }
+        let zeros = vec![0; PIECE as usize];
+        let mut done = 0;
+        while done < length {
+            let len = usize::try_from(PIECE.min(length - done)).unwrap_or(0);
+            let piece = zeros.get(..len).unwrap_or(&zeros);
+            file.write_all_at(piece, at + done).map_err(|e| io_error(path, "cannot write", e))?;
+            done += len as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        match self {
+            Sink::Image(image) => image.flush().and_then(|()| image.close()),
+            Sink::File { file, path } | Sink::Device { file, path } => {
+                file.sync_all().map_err(|e| io_error(path, "cannot flush", e))
+            }
+        }
+    }
+}
+
+/// A new file that is removed unless it is kept.
+struct Unfinished(Option<PathBuf>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Copies `source` into `target`: a new file; with `force`, one that exists, or a block device. With `dry_run`, reads only
+/// where data is, and writes nothing. `on_progress` gets bytes of the disk done and in all.
+///
+/// # Errors
+/// [`ErrorKind::NeedsForce`] if there is something; [`ErrorKind::NoSpace`]; as for [`Image::read`]. A file that exists is
+/// replaced only after success; of a block device, nobody knows.
+pub fn convert(
+    source: &ConvertSource,
+    target: &Path,
+    kind: &ConvertTarget,
+    force: bool,
+    dry_run: bool,
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<Converted> {
+    let existing = std::fs::metadata(target).ok();
+    let device = existing.as_ref().is_some_and(|m| m.file_type().is_block_device());
+    if let Some(found) = &existing {
+        if !device && !found.is_file() {
+            crate::fail!(Invalid, "{} is neither a file nor a block device", target.display());
+        }
+        if is_source(source, found) {
+            crate::fail!(Invalid, "{} would be copied onto itself", target.display());
+        }
+        if !force && !dry_run {
+            let what = format!("{} exists and would be overwritten", target.display());
+            return Err(Error::new(ErrorKind::NeedsForce, what));
+        }
+    }
+    if dry_run {
+        return copy(source, None, on_progress);
+    }
+    if device {
+        let sink = open_device(source, target, kind)?;
+        let done = copy(source, Some(&sink), on_progress)?;
+        sink.finish()?;
+        return Ok(done);
+    }
+    // What is there stays until the new one is whole.
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let unfinished = target.with_file_name(format!(".{name}.{}.unfinished", std::process::id()));
+    let mut guard = Unfinished(Some(unfinished.clone()));
+    let sink = match kind {
+        ConvertTarget::Vhdx(options) => {
+            create(&unfinished, options).inspect_err(|e| {
+                if e.kind() == ErrorKind::Exists {
+                    guard.0 = None;
+                }
+            })?;
+            Sink::Image(Image::open(&unfinished, true)?)
+        }
+        ConvertTarget::Raw => {
+            let failed = |e| io_error(&unfinished, "cannot create", e);
+            let file = File::options().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(failed)?;
+            file.set_len(source.size()).map_err(failed)?;
+            Sink::File { file, path: unfinished.clone() }
+        }
+    };
+    let done = copy(source, Some(&sink), on_progress)?;
+    sink.finish()?;
+    drop(sink);
+    std::fs::rename(&unfinished, target).map_err(|e| io_error(target, "cannot name", e))?;
+    guard.0 = None;
+    sync_directory_of(target).map_err(|e| io_error(target, "cannot name", e))?;
+    Ok(done)
+}
+
+fn is_source(source: &ConvertSource, found: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match source {
+        ConvertSource::Image(image) => {
+            let mut all = Some(image);
+            while let Some(image) = all {
+                if image.file().identity() == (found.dev(), found.ino()) {
+                    return true;
+                }
+                all = image.parent();
+            }
+            false
+        }
+        ConvertSource::Raw { file, .. } => {
+            file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (found.dev(), found.ino()))
+        }
+    }
+}
+
+fn open_device(source: &ConvertSource, target: &Path, kind: &ConvertTarget) -> Result<Sink> {
+    let failed = |e| io_error(target, "cannot open", e);
+    if !matches!(kind, ConvertTarget::Raw) {
+        crate::fail!(Invalid, "{} is a block device: only raw contents can be written to it", target.display());
+    }
+    // Nobody may have it mounted.
+    let file = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(target).map_err(failed)?;
+    let size = raw_size(&file).map_err(failed)?;
+    if size < source.size() {
+        crate::fail!(NoSpace, "{} has {size} bytes, the disk {}", target.display(), source.size());
+    }
+    Ok(Sink::Device { file, path: target.to_owned() })
+}
+
+fn copy(source: &ConvertSource, sink: Option<&Sink>, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Converted> {
+    let size = source.size();
+    let mut done = Converted { size, ..Converted::default() };
+    let mut buf = vec![0; PIECE as usize];
+    let mut at = 0;
+    while at < size {
+        let (length, data) = source.extent(at)?;
+        let end = at.saturating_add(length.max(1)).min(size);
+        if !data {
+            if let Some(sink) = sink {
+                sink.zero(at, end - at)?;
+            }
+            at = end;
+            on_progress(at, size);
+            continue;
+        }
+        while at < end {
+            let len = usize::try_from(PIECE.min(end - at)).unwrap_or(0);
+            let Some(piece) = buf.get_mut(..len) else { break };
+            source.read(at, piece)?;
+            done.read_bytes += len as u64;
+            done.written_bytes += write_piece(sink, at, piece)?;
+            at += len as u64;
+            on_progress(at, size);
+        }
+    }
+    Ok(done)
+}
+
+/// Writes what is not zero; bytes written.
+fn write_piece(sink: Option<&Sink>, at: u64, piece: &[u8]) -> Result<u64> {
+    let mut written = 0;
+    let mut start = 0;
+    // Neighbouring grains with data go out in one write.
+    while let Some(rest) = piece.get(start..).filter(|rest| !rest.is_empty()) {
+        let zero = |grain: &[u8]| grain.iter().all(|b| *b == 0);
+        let first_zero = rest.chunks(GRAIN).next().is_some_and(zero);
+        let run: usize = rest.chunks(GRAIN).take_while(|grain| zero(grain) == first_zero).map(<[u8]>::len).sum();
+        let (place, bytes) = (at + start as u64, rest.get(..run).unwrap_or(rest));
+        match sink {
+            Some(sink) if first_zero => sink.zero(place, run as u64)?,
+            Some(sink) => write_whole(sink, place, bytes)?,
+            None => {}
+        }
+        if !first_zero {
+            written += run as u64;
+        }
+        start += run;
+    }
+    Ok(written)
+}
+
+/// Writes to an image in whole sectors: a raw file may end inside one.
+fn write_whole(sink: &Sink, at: u64, bytes: &[u8]) -> Result<()> {
+    if let Sink::Image(image) = sink {
+        let sector = image.disk().logical_sector as usize;
+        if !bytes.len().is_multiple_of(sector) {
+            let mut padded = bytes.to_vec();
+            padded.resize(bytes.len().next_multiple_of(sector), 0);
+            return sink.write(at, &padded);
+        }
+    }
+    sink.write(at, bytes)
+}

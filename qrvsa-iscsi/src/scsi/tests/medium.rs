@@ -1,0 +1,71 @@
+//! Removable media, sanitizing.
+
+use super::*;
+
+#[test]
+fn a_medium_goes_and_comes() {
+    let world = World::new();
+    let (nexus, other) = (world.nexus(1), world.nexus(2));
+    world.good(&other, &[0x1e, 0, 0, 0, 1, 0], &[]);
+    assert_eq!(world.refused(&nexus, &[0x1b, 0, 0, 0, 2, 0], &[]), (5, 0x53, 2));
+    world.units.nexus_lost(&other);
+    world.good(&nexus, &[0x1b, 0, 0, 0, 2, 0], &[]);
+    assert_eq!(world.refused(&nexus, &[0; 6], &[]), (2, 0x3a, 0));
+    assert_eq!(world.refused(&nexus, &cdb10(0x28, 0, 0, 1), &[]), (2, 0x3a, 0));
+    let other = world.fresh(3);
+    assert_eq!(world.refused(&other, &[0; 6], &[]), (6, 0x29, 0));
+    world.good(&nexus, &[0x1b, 0, 0, 0, 3, 0], &[]);
+    world.good(&nexus, &[0; 6], &[]);
+    assert_eq!(world.refused(&other, &[0; 6], &[]), (6, 0x28, 0));
+    world.units.eject_medium(1, false).expect("ejects");
+    world.units.load_medium(1, Arc::new(MemoryBacking::new(1 << 20))).expect("loads");
+    assert_eq!(world.refused(&nexus, &[0; 6], &[]), (6, 0x28, 0));
+    world.good(&nexus, &[0x1b, 0, 0, 0, 0, 0], &[]);
+    world.good(&nexus, &[0; 6], &[]);
+}
+
+#[test]
+fn sanitizing_goes_on_when_its_command_is_aborted() {
+    let world = World::new();
+    world.units.add_unit(2, config(), Arc::new(crate::backing::NullBacking::new(1 << 30))).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| world.run_on(2, &nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 5, 0], &[1, 0, 0, 1, 9]));
+        while sense(&world.run_on(2, &nexus, &[0; 6], &[])) != Some((2, 4, 0x1b)) {
+            std::thread::yield_now();
+        }
+        while !command.is_finished() {
+            world.units.manage(&nexus, lun::encode(2), crate::scsi::Management::AbortTask(1));
+            std::thread::yield_now();
+        }
+        assert_eq!(command.join().expect("joins").status, 8);
+    });
+    let progress = world.run_on(2, &nexus, &[0x03, 0, 0, 0, 18, 0], &[]).data_in;
+    assert_eq!((progress[2], progress[12], progress[13], progress[15]), (2, 4, 0x1b, 0x80));
+}
+
+#[test]
+fn sanitizing_overwrites_and_erases() {
+    let world = World::new();
+    world.units.unit(1).expect("unit").sanitize.hasty.store(true, std::sync::atomic::Ordering::Relaxed);
+    let nexus = world.nexus(1);
+    world.good(&nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 7, 0], &[1, 0, 0, 3, 0xaa, 0xbb, 0xcc]);
+    let data = world.good(&nexus, &cdb16(0x88, 0, BLOCKS - 1, 1), &[]);
+    assert_eq!(data[..4], [0xaa, 0xbb, 0xcc, 0xaa]);
+    for list in [vec![0, 0, 0, 1, 1], vec![1, 0, 0, 2, 1], vec![1, 0, 0, 0, 1]] {
+        assert_eq!(world.refused(&nexus, &[0x48, 1, 0, 0, 0, 0, 0, 0, 5, 0], &list), (5, 0x26, 0), "{list:?}");
+    }
+    world.good(&nexus, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
+    // it runs by itself; until it is over nothing else does
+    loop {
+        let response = world.run(&nexus, &cdb10(0x28, 0, 0, 1), &[]);
+        match sense(&response) {
+            None => break assert_eq!(response.data_in, [0; BLOCK]),
+            Some(sense) => assert_eq!(sense, (2, 4, 0x1b)),
+        }
+        std::thread::yield_now();
+    }
+    world.good(&nexus, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
+    world.good(&nexus, &[0x04, 0, 0, 0, 0, 0], &[]);
+}

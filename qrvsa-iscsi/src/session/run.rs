@@ -1,0 +1,211 @@
+//! Carrying commands out: on the connection's own thread, or on another.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::conn::{Conn, Item};
+use super::mailbox::Event;
+use super::respond::check_condition;
+use super::shared::Session;
+use super::task::{Done, Head, Ready, TaskControl};
+use crate::scsi::{Command, Response};
+
+/// Calls the device server. A panic in it becomes HARDWARE ERROR, INTERNAL TARGET FAILURE, and harms nobody else.
+pub(crate) fn guarded(call: impl FnOnce() -> Option<Response>) -> Option<Response> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        tracing::error!("a SCSI command made the device server panic; this is a bug");
+        Some(check_condition(4, (0x44, 0)))
+    })
+}
+
+fn execute(session: &Session, command: &Command, data: &[u8]) -> Option<Response> {
+    guarded(|| Some(session.target.server().execute(&session.nexus, command, data)))
+}
+
+fn elapsed_ns(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Delivers a result from another thread than the connection's.
+fn deliver(session: &Session, done: Done) {
+    let control = Arc::clone(&done.control);
+    control.set_finished();
+    session.mailbox.post(Event::Done(Box::new(done)));
+    if control.ended() {
+        session.target.tasks_finished();
+    }
+}
+
+impl Conn {
+    /// Carries out what is ready. `None`: another thread has taken the connection over meanwhile.
+    pub(crate) fn carry_out(mut conn: Box<Conn>) -> Option<Box<Conn>> {
+        while let Some(item) = conn.next_item() {
+            match item {
+                Item::Manage(management) => conn.manage(&management),
+                Item::Command(ready) => {
+                    let Some(session) = conn.session.clone() else { continue };
+                    let alone = conn.ready.is_empty() && conn.running.is_empty();
+                    if conn.costs.suits_here(ready.head.cost_key, alone) {
+                        conn = Conn::run_here(conn, &session, *ready)?;
+                    } else {
+                        conn.hand_out(&session, *ready);
+                    }
+                }
+            }
+        }
+        if let Some(session) = &conn.session {
+            let outstanding = u64::from(conn.outstanding) + u64::from(conn.immediate_outstanding);
+            session.outstanding.store(outstanding, std::sync::atomic::Ordering::Relaxed);
+        }
+        Some(conn)
+    }
+
+    /// What is to be done next, if its data-in has room.
+    fn next_item(&mut self) -> Option<Item> {
+        if !self.held.is_empty() {
+            let order = &self.order;
+            let free = |r: &Ready| order.may_run(r.head.serial, r.head.lun, r.command.attribute);
+            if let Some(at) = self.held.iter().position(free) {
+                return Some(Item::Command(Box::new(self.held.remove(at))));
+            }
+        }
+        loop {
+            if self.must_wait() {
+                return None;
+            }
+            match self.ready.pop_front()? {
+                Item::Command(mut ready)
+                    if !self.order.may_run(ready.head.serial, ready.head.lun, ready.command.attribute) =>
+                {
+                    let control = ready.control.get_or_insert_with(|| TaskControl::new(&ready.head));
+                    if let Some(session) = &self.session {
+                        session.tasks.lock().insert(ready.head.serial, Arc::clone(control));
+                    }
+                    self.held.push(*ready);
+                }
+                item => return Some(item),
+            }
+        }
+    }
+
+    /// Whether the next command must wait until more data-in has left.
+    fn must_wait(&self) -> bool {
+        let Some(Item::Command(ready)) = self.ready.front() else { return false };
+        let coming: usize = self.running.values().map(|bytes| *bytes as usize).sum();
+        let waiting = self.out.bytes().saturating_add(coming);
+        let more = ready.head.read_bytes() as usize;
+        more > 0 && waiting > 0 && waiting.saturating_add(more) > self.service.limits.data_in_bytes_max
+    }
+
+    /// Whether a command that had to wait can go on.
+    pub(crate) fn can_go_on(&self) -> bool {
+        !self.ready.is_empty() && !self.must_wait()
+    }
+
+    fn run_here(mut conn: Box<Conn>, session: &Arc<Session>, ready: Ready) -> Option<Box<Conn>> {
+        let Ready { head, command, data, memory, control } = ready;
+        let control = control.unwrap_or_else(|| TaskControl::new(&head));
+        control.set_running();
+        if control.ended() {
+            control.set_finished();
+            conn.close_books(&head);
+            return Some(conn);
+        }
+        let service = Arc::clone(&conn.service);
+        let begun = Instant::now();
+        service.watchdog.begin();
+        session.parking.park(conn, begun, head, Arc::clone(&control));
+        let response = execute(session, &command, &data);
+        service.watchdog.end();
+        drop(memory);
+        let took_ns = elapsed_ns(begun);
+        match session.parking.unpark(head.serial) {
+            Some(mut conn) => {
+                conn.now = Instant::now();
+                control.set_finished();
+                if control.ended() {
+                    session.target.tasks_finished();
+                }
+                conn.ended(Done { head, control, response, data, took_ns });
+                Some(conn)
+            }
+            None => {
+                deliver(session, Done { head, control, response, data, took_ns });
+                None
+            }
+        }
+    }
+
+    fn hand_out(&mut self, session: &Arc<Session>, ready: Ready) {
+        let Ready { head, command, data, memory, control } = ready;
+        let control = control.unwrap_or_else(|| TaskControl::new(&head));
+        session.tasks.lock().insert(head.serial, Arc::clone(&control));
+        self.running.insert(head.serial, head.read_bytes());
+        let session = Arc::clone(session);
+        self.service.workers.submit(Box::new(move || {
+            control.set_running();
+            let begun = Instant::now();
+            let response = if control.ended() { None } else { execute(&session, &command, &data) };
+            drop(memory);
+            deliver(&session, Done { head, control, response, data, took_ns: elapsed_ns(begun) });
+        }));
+    }
+
+    /// A result from another thread.
+    pub(crate) fn done(&mut self, done: Done) {
+        self.running.remove(&done.head.serial);
+        self.now = Instant::now();
+        self.ended(done);
+    }
+
+    fn ended(&mut self, done: Done) {
+        let Done { head, control, response, data, took_ns } = done;
+        self.recycle(data);
+        if let Some(session) = &self.session {
+            session.tasks.lock().remove(&head.serial);
+        }
+        match response {
+            Some(response) => {
+                self.costs.learn(head.cost_key, took_ns);
+                if control.ended() { self.abandon(&head) } else { self.respond(&head, response) }
+            }
+            None => self.abandon(&head),
+        }
+    }
+
+    /// A task ends without an answer.
+    fn close_books(&mut self, head: &Head) {
+        if let Some(session) = &self.session {
+            session.tasks.lock().remove(&head.serial);
+        }
+        self.abandon(head);
+    }
+
+    /// Throws away all tasks that were ended and are not running.
+    pub(crate) fn purge(&mut self) {
+        let mut gone: Vec<Head> = Vec::new();
+        self.receiving.retain(|_, task| {
+            let ended = task.control.ended() && !task.void;
+            if ended {
+                gone.push(task.head);
+            }
+            !ended
+        });
+        let mut keep = |ready: &Ready| {
+            let ended = ready.control.as_ref().is_some_and(|c| c.ended());
+            if ended {
+                gone.push(ready.head);
+            }
+            !ended
+        };
+        self.held.retain(&mut keep);
+        self.ready.retain(|item| match item {
+            Item::Command(ready) => keep(ready),
+            Item::Manage(_) => true,
+        });
+        for head in gone {
+            self.close_books(&head);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Peers that are malicious, broken, slow or gone: they harm themselves alone.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::{Bench, Head, Initiator, NONE, READ, WRITE, pattern, read10, until, write10};
+
+fn works(i: &mut Initiator) {
+    assert_eq!(i.run(READ, 512, &read10(0, 1), &[]).0.status(), 0);
+}
+
+#[test]
+fn a_thousand_half_open_logins_keep_nobody_out() {
+    let bench = Bench::with(|l| l.half_open_max = 50, |_| ());
+    let mut witness = bench.session(&[]);
+    let crowd: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(bench.address).unwrap()).collect();
+    works(&mut witness);
+    let mut late = Initiator { name: "iqn.late".into(), ..bench.connect() };
+    assert_eq!(late.login(&[]), 0);
+    works(&mut late);
+    drop(crowd);
+    works(&mut witness);
+}
+
+#[test]
+fn a_login_has_its_time() {
+    let bench = Bench::with(|l| l.login_timeout = Duration::from_millis(200), |_| ());
+    let mut silent = bench.connect();
+    let mut half = bench.connect();
+    half.stream.write_all(&[0x43; 30]).unwrap();
+    assert!(silent.closed() && half.closed());
+}
+
+#[test]
+fn malformed_and_oversized_pdus() {
+    let bench = Bench::new();
+    let mut witness = bench.session(&[]);
+    let stranger = |n: u8| {
+        let mut i = Initiator { name: format!("iqn.stranger-{n}"), ..bench.connect() };
+        assert_eq!(i.login(&[]), 0);
+        i
+    };
+    // Before the login: no login, additional headers, too long.
+    for bytes in [
+        [0u8; 48].to_vec(),
+        [&[0x43, 0x87, 0, 0, 9][..], &[0; 43]].concat(),
+        vec![0x43, 0x87, 0, 0, 0, 0xff, 0xff, 0xff],
+    ] {
+        let mut i = bench.connect();
+        i.stream.write_all(&[bytes, vec![0; 48]].concat()).unwrap();
+        assert!(i.closed());
+    }
+    // Longer than declared; a login in the full feature phase; too many additional headers.
+    for (n, head) in
+        [(1, Head::new(0x05, 0x80).byte(5, 0xff)), (2, Head::new(0x43, 0x87)), (3, Head::new(0x01, 0x80).byte(4, 0xff))]
+    {
+        let mut i = stranger(n);
+        i.stream.write_all(&head.0).unwrap();
+        assert!(i.closed(), "{n}");
+    }
+    // Unknown opcodes and SNACK are rejected, and the session goes on.
+    let mut i = stranger(4);
+    for (opcode, reason) in [(0x1c, 5), (0x3f, 5), (0x21, 5), (0x10, 3)] {
+        i.send(Head::new(opcode, 0x80).word(24, i.cmd_sn), &[]);
+        let pdu = i.receive().unwrap();
+        assert_eq!((pdu.opcode(), pdu.bhs.0[2]), (0x3f, reason));
+    }
+    // Data for no task is ignored, a tag in use is not taken twice.
+    i.data_out(0x1234, 0x5678, 0, 0, true, &[1; 512]);
+    let tag = i.command(WRITE, 1 << 20, &write10(0, 2048), &[]);
+    assert_eq!(i.receive().unwrap().opcode(), 0x31);
+    let (_, head) = i.command_head(NONE, 0, &[0]);
+    i.send_numbered(head.word(16, tag), &[]);
+    let pdu = i.receive().unwrap();
+    assert_eq!((pdu.opcode(), pdu.bhs.0[2]), (0x3f, 7));
+    works(&mut i);
+    works(&mut witness);
+}
+
+#[test]
+fn broken_digests() {
+    let bench = Bench::new();
+    for data in [false, true] {
+        let mut i = bench.session(&[("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C")]);
+        let (_, head) = i.command_head(WRITE, 512, &write10(0, 1));
+        let mut bytes = i.bytes_of(head.word(24, i.cmd_sn), &[], &[7; 512]);
+        let at = if data { 100 } else { 20 };
+        bytes[at] ^= 1;
+        i.stream.write_all(&bytes).unwrap();
+        if data {
+            let pdu = i.receive().unwrap();
+            assert_eq!((pdu.opcode(), pdu.bhs.0[2]), (0x3f, 2));
+        }
+        assert!(i.closed());
+    }
+    assert!(bench.device.medium.lock().iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_dropped_and_costs_little() {
+    let bench = Bench::with(
+        |l| {
+            l.data_in_bytes_max = 1 << 20;
+            l.stall_timeout = Duration::from_millis(500);
+        },
+        |_| (),
+    );
+    let mut witness = Initiator { name: "iqn.witness".into(), ..bench.connect() };
+    assert_eq!(witness.login(&[]), 0);
+    for at_once in [true, false] {
+        bench.device.at_once.store(at_once, Ordering::SeqCst);
+        let mut deaf = bench.session(&[]);
+        for _ in 0..100 {
+            deaf.command(READ, 4 << 20, &read10(0, 8192), &[]);
+        }
+        works(&mut witness);
+        // It goes away although it never reads and never closes.
+        bench.until_sessions(1);
+        assert!(deaf.closed());
+    }
+}
+
+#[test]
+fn a_reader_that_is_slow_gets_all() {
+    let bench = Bench::with(|l| l.data_in_bytes_max = 1 << 20, |_| ());
+    bench.device.medium.lock().copy_from_slice(&pattern(8 << 20, 1));
+    for at_once in [true, false] {
+        bench.device.at_once.store(at_once, Ordering::SeqCst);
+        let mut i = bench.session(&[]);
+        let tags: Vec<u32> = (0..40).map(|_| i.command(READ, 1 << 20, &read10(2048, 2048), &[])).collect();
+        let mut got: std::collections::BTreeMap<u32, usize> = tags.iter().map(|t| (*t, 0)).collect();
+        let mut left = tags.len();
+        while left > 0 {
+            let pdu = i.receive().unwrap();
+            let count = got.get_mut(&pdu.bhs.task_tag()).unwrap();
+            let at = (1 << 20) + *count;
+            assert!(bench.device.medium.lock()[at..at + pdu.data.len()] == pdu.data);
+            *count += pdu.data.len();
+            left -= usize::from(pdu.bhs.flags() & 1 != 0);
+        }
+        assert!(got.values().all(|count| *count == 1 << 20));
+    }
+}
+
+#[test]
+fn a_writer_that_never_sends_is_dropped() {
+    let bench = Bench::with(|l| l.stall_timeout = Duration::from_millis(300), |_| ());
+    let mut i = bench.session(&[]);
+    i.command(WRITE, 1 << 20, &write10(0, 2048), &[]);
+    assert!(i.closed());
+    bench.until_sessions(0);
+}
+
+#[test]
+fn memory_for_data_out_is_bounded_and_all_writes_end() {
+    let bench = Bench::with(|l| l.data_out_bytes_max = 1 << 20, |_| ());
+    let mut sessions: Vec<(Initiator, Vec<u32>)> = (0..4)
+        .map(|n| {
+            let mut i = Initiator { name: format!("iqn.writer-{n}"), ..bench.connect() };
+            assert_eq!(i.login(&[("InitialR2T", "Yes"), ("MaxBurstLength", "1048576")]), 0);
+            let tags = (0..8).map(|_| i.command(WRITE, 1 << 20, &write10(0, 2048), &[])).collect();
+            (i, tags)
+        })
+        .collect();
+    // Nobody is asked for more than there is memory for; who has some gives it back in the end.
+    let data = pattern(1 << 20, 9);
+    std::thread::scope(|scope| {
+        for (i, tags) in &mut sessions {
+            let data = &data;
+            scope.spawn(move || {
+                let mut left = tags.len();
+                while left > 0 {
+                    let pdu = i.receive().unwrap();
+                    if pdu.opcode() == 0x21 {
+                        assert_eq!(pdu.status(), 0);
+                        left -= 1;
+                        continue;
+                    }
+                    let (tag, at, bytes) = (pdu.bhs.task_tag(), pdu.word(40), pdu.word(44) as usize);
+                    for (n, part) in data[at as usize..at as usize + bytes].chunks(256 << 10).enumerate() {
+                        let offset = at + u32::try_from(n).unwrap() * (256 << 10);
+                        let last = offset as usize + part.len() == at as usize + bytes;
+                        i.data_out(tag, pdu.word(20), n.try_into().unwrap(), offset, last, part);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(bench.device.medium.lock()[..1 << 20], data);
+}
+
+#[test]
+fn unasked_data_beyond_the_bound_gets_task_set_full() {
+    let bench = Bench::with(|l| l.data_out_bytes_max = 64 << 10, |_| ());
+    let mut i = bench.session(&[("InitialR2T", "No"), ("FirstBurstLength", "65536")]);
+    let mut tags = Vec::new();
+    for _ in 0..4 {
+        tags.push(i.command(WRITE & !0x80, 65_536, &write10(0, 128), &[]));
+    }
+    // Two fit; the others are told so, and their data is thrown away.
+    for expected in &tags[2..] {
+        let (end, _) = i.finish(*expected);
+        assert_eq!(end.status(), 0x28);
+    }
+    for tag in &tags {
+        i.data_out(*tag, u32::MAX, 0, 0, true, &[3; 65_536]);
+    }
+    for tag in &tags[..2] {
+        assert_eq!(i.finish(*tag).0.status(), 0);
+    }
+    works(&mut i);
+}
+
+#[test]
+fn initiators_that_vanish() {
+    let bench = Bench::new();
+    for n in 0..20 {
+        let mut i = bench.session(&[("InitialR2T", "No")]);
+        match n % 4 {
+            0 => drop(i.command(NONE, 0, &[0xc0], &[])),
+            1 => drop(i.command(WRITE, 1 << 20, &write10(0, 2048), &[])),
+            2 => i.stream.write_all(&[1; 20]).unwrap(),
+            _ => {
+                for _ in 0..50 {
+                    i.command(READ, 1 << 20, &read10(0, 2048), &[]);
+                }
+            }
+        }
+        drop(i);
+        bench.device.release(1);
+    }
+    bench.device.release_all();
+    bench.until_sessions(0);
+    until(|| bench.device.lost.lock().len() == 20);
+    works(&mut bench.session(&[]));
+}
+
+#[test]
+fn pings_find_the_dead() {
+    let bench = Bench::with(
+        |_| (),
+        |t| {
+            t.nop_interval = Duration::from_millis(100);
+            t.nop_count = 2;
+        },
+    );
+    let mut i = bench.session(&[]);
+    let ping = i.receive().unwrap();
+    assert_eq!((ping.opcode(), ping.bhs.task_tag()), (0x20, u32::MAX));
+    // An answer keeps the session.
+    i.send(Head::new(0x40, 0x80).word(16, u32::MAX).word(20, ping.word(20)).word(24, i.cmd_sn), &[]);
+    assert_eq!(i.receive().unwrap().opcode(), 0x20);
+    assert_eq!(bench.service.sessions(support::TARGET).unwrap().len(), 1);
+    assert!(i.closed(), "no answer");
+}
+
+#[test]
+fn two_hundred_sessions_side_by_side() {
+    let bench = Bench::new();
+    // Both ends are in this process, and it may have no more than 1024 descriptors.
+    let count = 200;
+    let mut all: Vec<Initiator> = (0..count)
+        .map(|n| {
+            let mut i = Initiator { name: format!("iqn.idle-{n}"), ..bench.connect() };
+            assert_eq!(i.login(&[]), 0);
+            i
+        })
+        .collect();
+    bench.until_sessions(count);
+    for i in &mut all {
+        works(i);
+    }
+    drop(all);
+    bench.until_sessions(0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_bytes_after_the_login(chunks in prop::collection::vec(prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..120),
+        // Nearly right headers get further.
+        (0..8u8, any::<u8>(), 0..4u8, prop::collection::vec(any::<u8>(), 40)).prop_map(|(opcode, flags, words, rest)| {
+            let mut bytes = vec![opcode | 0x40, flags, 0, 0, 0, 0, 0, words * 4];
+            bytes.extend(rest);
+            bytes.resize(48 + usize::from(words) * 4, 0);
+            // No command of the device that waits for ever.
+            if bytes[32] == 0xc0 { bytes[32] = 0 }
+            if matches!(bytes[32], 0x28 | 0x2a | 0xc1) { bytes[32] = 0xc2 }
+            bytes
+        }),
+    ], 1..20)) {
+        let bench = Bench::new();
+        let mut witness = Initiator { name: "iqn.witness".into(), ..bench.connect() };
+        prop_assert_eq!(witness.login(&[]), 0);
+        let mut i = bench.session(&[]);
+        for chunk in chunks {
+            if i.stream.write_all(&chunk).is_err() {
+                break;
+            }
+        }
+        i.stream.shutdown(std::net::Shutdown::Write).unwrap_or(());
+        prop_assert!(i.closed());
+        works(&mut witness);
+    }
+}

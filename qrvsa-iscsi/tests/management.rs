@@ -1,0 +1,98 @@
+//! Task management on real connections.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use qrvsa_iscsi::scsi::Management;
+use support::{Bench, Initiator, NONE, TARGET, WRITE, write10};
+
+fn answer(i: &mut Initiator, tag: u32) -> u8 {
+    let pdu = i.receive().unwrap();
+    assert_eq!((pdu.opcode(), pdu.bhs.task_tag()), (0x22, tag), "{pdu:?}");
+    pdu.bhs.0[2]
+}
+
+#[test]
+fn an_aborted_write_is_never_carried_out() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[("InitialR2T", "Yes"), ("ImmediateData", "No")]);
+    let tag = i.command(WRITE, 512, &write10(0, 1), &[]);
+    let r2t = i.receive().unwrap();
+    let request = i.manage(1, tag, i.cmd_sn - 1);
+    assert_eq!(answer(&mut i, request), 0);
+    // Its data comes late, and is thrown away.
+    i.data_out(tag, r2t.word(20), 0, 0, true, &[1; 512]);
+    i.ping();
+    assert!(bench.device.medium.lock().iter().all(|b| *b == 0));
+    assert_eq!(bench.device.managed.lock().as_slice(), [Management::AbortTask(tag)]);
+    let info = &bench.service.sessions(TARGET).unwrap()[0];
+    assert_eq!(info.connections[0].commands_outstanding, 0);
+}
+
+#[test]
+fn the_answer_waits_for_what_the_device_server_has_in_hand() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    for function in [1, 2, 4, 5, 6] {
+        let slow = i.command(NONE, 0, &[0xc0], &[]);
+        bench.device.until_waiting(1);
+        let request = i.manage(function, slow, i.cmd_sn - 1);
+        i.ping(); // comes before the answer to the request
+        bench.device.release(1);
+        assert_eq!(answer(&mut i, request), 0, "function {function}");
+        i.ping(); // and no answer to the command
+    }
+}
+
+#[test]
+fn tasks_that_are_not_there() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.run(NONE, 0, &[0], &[]);
+    let request = i.manage(1, i.next_tag, i.cmd_sn - 1);
+    assert_eq!(answer(&mut i, request), 1, "done already");
+    // One that has not come: it is taken as if it had.
+    let missing = i.cmd_sn;
+    i.cmd_sn += 1;
+    let request = i.manage(1, 0x7777, missing);
+    assert_eq!(answer(&mut i, request), 0);
+    assert_eq!(i.run(NONE, 0, &[0xc4, 1], &[]).0.status(), 0, "its number is used up");
+    for (function, code) in [(8, 4), (3, 0), (9, 255), (0, 255)] {
+        let request = i.manage(function, 0x7777, 0);
+        assert_eq!(answer(&mut i, request), code, "function {function}");
+    }
+}
+
+#[test]
+fn a_reset_ends_the_tasks_of_others_too() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    let mut other = Initiator { name: "iqn.2026-01.test:other".into(), ..bench.connect() };
+    assert_eq!(other.login(&[("InitialR2T", "Yes")]), 0);
+    let waiting = other.command(WRITE, 512, &write10(0, 1), &[]);
+    let r2t = other.receive().unwrap();
+    other.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let request = i.manage(5, 0, 0);
+    i.ping();
+    bench.device.release(1);
+    assert_eq!(answer(&mut i, request), 0);
+    other.data_out(waiting, r2t.word(20), 0, 0, true, &[1; 512]);
+    other.ping();
+    assert!(bench.device.medium.lock().iter().all(|b| *b == 0));
+    assert_eq!(other.run(NONE, 0, &[0], &[]).0.status(), 0);
+}
+
+#[test]
+fn a_cold_reset_drops_all_connections() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    let mut other = Initiator { name: "iqn.2026-01.test:other".into(), ..bench.connect() };
+    assert_eq!(other.login(&[]), 0);
+    let request = i.manage(7, 0, 0);
+    assert_eq!(answer(&mut i, request), 0);
+    assert!(i.closed());
+    assert!(other.closed());
+    bench.until_sessions(0);
+}

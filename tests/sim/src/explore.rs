@@ -1,0 +1,407 @@
+//! Exhaustive crash exploration: a short workload is run once and what it writes recorded; then every moment at which it
+//! could have been stopped is brought about, with every choice of what was unflushed up to a bound, and the pool that is
+//! left is imported, read, compared with the model and checked.
+//!
+//! The choice at a moment: of the writes answered but not flushed, and those in flight (durable ones too), each is there,
+//! or not, or torn at a sector. States with the same bytes as one already seen for the workload are not counted again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use qrvsa_core::Result;
+use qrvsa_core::engine::Pool;
+use qrvsa_core::env::SeededRandom;
+use qrvsa_core::pool::space::Geometry;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::bus::{Batch, Bus};
+use crate::clock::WorldClock;
+use crate::image::{Change, Image, SECTORS, merge};
+use crate::model::{Model, State};
+use crate::session::{Action, Session};
+use crate::verify;
+use crate::workloads;
+
+/// Choices of at most so many writes are all tried.
+const EXHAUSTIVE_WRITES: usize = 6;
+/// Of more writes, so many choices are tried besides the systematic ones.
+const RANDOM_CHOICES: usize = 24;
+
+/// A pool that workloads begin with.
+pub struct Start {
+    /// Its geometry.
+    pub geometry: Geometry,
+    size: u64,
+    images: Vec<Image>,
+    model: Model,
+}
+
+/// The geometries that are explored: columns of data and parity, devices.
+pub const GEOMETRIES: [(u32, u32, usize); 4] = [(1, 1, 2), (2, 1, 3), (1, 0, 1), (2, 2, 4)];
+
+impl Start {
+    /// Makes the pool and fills it.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn new((k, m, devices): (u32, u32, usize)) -> Result<Start> {
+        let geometry = Geometry::new(k, m)?;
+        let size = 53 << 20;
+        let clock = Arc::new(WorldClock::default());
+        let bus = Bus::new(clock.clone());
+        let disks = (0..devices).map(|_| bus.device(bus.add(size, Image::default()))).collect();
+        let env = verify::environment(&clock, 1);
+        let pool = Pool::create(env, verify::options(), "tank", Some(geometry), disks)?;
+        let session = Session::open(pool)?;
+        let mut model = Model::default();
+        for (path, len) in workloads::START {
+            let (dir, name) = match path.rsplit_once('/') {
+                Some((dir, name)) => (model.lookup(crate::model::ROOT, dir).expect("made before"), name),
+                None => (crate::model::ROOT, path),
+            };
+            match len {
+                None => session.run("", &mut model, &Action::Mkdir(dir, name.to_owned()))?,
+                Some(len) => {
+                    session.run("", &mut model, &Action::Create(dir, name.to_owned()))?;
+                    let ino = model.lookup(dir, name).expect("just made");
+                    session.run("", &mut model, &Action::Write(ino, 0, len, ino))?;
+                }
+            }
+        }
+        session.pool.commit()?;
+        model.durable = model.now.clone();
+        session.pool.close()?;
+        session.abandon();
+        let images = bus.0.lock().disks.iter_mut().map(|d| d.seen()).collect();
+        Ok(Start { geometry, size, images, model })
+    }
+
+    fn bus(&self, images: &[Image]) -> (Bus, Arc<WorldClock>) {
+        let clock = Arc::new(WorldClock::default());
+        let bus = Bus::new(clock.clone());
+        images.iter().for_each(|image| {
+            bus.add(self.size, image.clone());
+        });
+        (bus, clock)
+    }
+}
+
+/// What an exploration found.
+#[derive(Default)]
+pub struct Found {
+    /// Workloads.
+    pub workloads: u64,
+    /// States brought about and verified.
+    pub states: u64,
+    /// Those of them in which the crash came during an import.
+    pub in_import: u64,
+    /// Those of them with a device lost in addition.
+    pub degraded: u64,
+    /// What was wrong, each with the command that repeats it.
+    pub violations: Vec<String>,
+}
+
+/// Batches in a row, with the states that are allowed when the world stops in one of them.
+struct Stretch {
+    batches: Vec<Batch>,
+    allowed: Vec<State>,
+    /// With a device lost besides, what only it had may be gone: nobody was told of it yet.
+    allowed_lost: Vec<State>,
+}
+
+/// Explores a workload of a start.
+///
+/// # Errors
+/// When the workload itself fails.
+pub fn explore(start: &Start, number: u64, index: usize) -> Result<Found> {
+    let (bus, clock) = start.bus(&start.images);
+    let session = verify::import(&bus, verify::environment(&clock, number), verify::options(), |_| true)?;
+    let images: Vec<Image> = bus.0.lock().disks.iter_mut().map(|d| d.seen()).collect();
+    let mut model = start.model.clone();
+    let mut stretches = Vec::new();
+    for (operation, sync) in workloads::workload(number) {
+        for step in [true, false] {
+            let action = if step { workloads::operation(&model, operation) } else { workloads::sync(&model, sync) };
+            let Some(action) = action else { continue };
+            bus.0.lock().recording = Some(Vec::new());
+            let before = model.clone();
+            let committed = session.pool.committed_txg();
+            session.run("", &mut model, &action)?;
+            let batches = bus.0.lock().recording.take().unwrap_or_default();
+            let mut allowed = vec![state(&before.durable)];
+            match action {
+                Action::Fsync(ino) if session.pool.committed_txg() == committed => {
+                    model.durable = model.synced(Some(ino))
+                }
+                Action::Fsync(_) | Action::Commit => model.durable = model.now.clone(),
+                _ => assert_eq!(session.pool.committed_txg(), committed, "nothing else commits in so small a workload"),
+            }
+            allowed.push(state(&model.durable));
+            stretches.push(Stretch { batches, allowed_lost: allowed.clone(), allowed });
+        }
+    }
+    session.abandon();
+    drop(bus);
+    let mut explorer = Explorer {
+        start,
+        number,
+        index,
+        found: Found::default(),
+        seen: HashSet::new(),
+        random: SeededRandom::new(number),
+        nested: false,
+    };
+    explorer.walk(images, &stretches);
+    Ok(explorer.found)
+}
+
+fn state(tree: &crate::model::Tree) -> State {
+    State::from([(String::new(), tree.clone())])
+}
+
+struct Explorer<'a> {
+    start: &'a Start,
+    number: u64,
+    index: usize,
+    found: Found,
+    seen: HashSet<u64>,
+    random: SeededRandom,
+    nested: bool,
+}
+
+/// A write that may be there or not.
+#[derive(Clone)]
+struct Open {
+    device: usize,
+    change: Change,
+    digests: Vec<u64>,
+}
+
+/// Which open writes are there: all sectors, or the first so many of one.
+#[derive(Clone)]
+struct Choice {
+    kept: Vec<bool>,
+    torn: Option<(usize, usize)>,
+}
+
+fn cell(device: usize, block: u64, digest: u64) -> u64 {
+    xxh3_64_with_seed(&block.to_le_bytes(), digest ^ (device as u64) << 32)
+}
+
+impl Explorer<'_> {
+    fn walk(&mut self, mut images: Vec<Image>, stretches: &[Stretch]) {
+        let mut open: Vec<Open> = Vec::new();
+        // digest of each block that differs from the beginning, and of all of them together
+        let mut digests: BTreeMap<(usize, u64), u64> = BTreeMap::new();
+        for (n, stretch) in stretches.iter().enumerate() {
+            for batch in &stretch.batches {
+                images.iter_mut().for_each(Image::settle);
+                let answered = open.len();
+                open.extend(batch.writes.iter().map(|(device, change, _)| Open {
+                    device: *device,
+                    change: change.clone(),
+                    digests: change.blocks.iter().map(|(b, _)| xxh3_64(&b[..])).collect(),
+                }));
+                for choice in self.choices(&open, answered) {
+                    self.one(&images, &digests, &open, &choice, stretch, n);
+                }
+                // answered: flushes make durable what was answered before, durable writes are
+                let mut kept = Vec::new();
+                for (i, write) in open.drain(..).enumerate() {
+                    let durable = if i < answered {
+                        batch.flushes.contains(&write.device)
+                    } else {
+                        batch.writes.get(i - answered).is_some_and(|(_, _, durable)| *durable)
+                    };
+                    if durable {
+                        write.change.apply_all(&mut images[write.device]);
+                        for (b, digest) in write.digests.iter().enumerate() {
+                            digests.insert((write.device, write.change.first + b as u64), *digest);
+                        }
+                    } else {
+                        kept.push(write);
+                    }
+                }
+                open = kept;
+            }
+        }
+    }
+
+    fn choices(&self, open: &[Open], answered: usize) -> Vec<Choice> {
+        let n = open.len();
+        let mut list = Vec::new();
+        let mut add = |kept: Vec<bool>, torn| list.push(Choice { kept, torn });
+        if n <= EXHAUSTIVE_WRITES {
+            for mask in 0..1u32 << n {
+                add((0..n).map(|i| mask & 1 << i != 0).collect(), None);
+            }
+        } else {
+            add(vec![false; n], None);
+            add(vec![true; n], None);
+            for i in 0..n {
+                add((0..n).map(|j| j == i).collect(), None);
+                add((0..n).map(|j| j != i).collect(), None);
+                add((0..n).map(|j| j < i).collect(), None);
+            }
+            for _ in 0..RANDOM_CHOICES {
+                add((0..n).map(|_| self.random.chance(1, 2)).collect(), None);
+            }
+        }
+        for i in answered..n {
+            let sectors = open[i].change.sectors();
+            let mut cuts = vec![1, sectors / 2, sectors - 1];
+            cuts.extend((SECTORS < sectors).then_some(SECTORS));
+            cuts.push(self.random.below(sectors as u64) as usize);
+            cuts.sort_unstable();
+            cuts.dedup();
+            for cut in cuts.into_iter().filter(|c| (1..sectors).contains(c)) {
+                for others in [true, false] {
+                    add((0..n).map(|j| if j < answered { true } else { others && j != i }).collect(), Some((i, cut)));
+                }
+            }
+        }
+        list
+    }
+
+    /// Brings a state about and verifies it, unless it was seen.
+    fn one(
+        &mut self,
+        images: &[Image],
+        base: &BTreeMap<(usize, u64), u64>,
+        open: &[Open],
+        choice: &Choice,
+        stretch: &Stretch,
+        number: usize,
+    ) {
+        let mut images: Vec<Image> = images.to_vec();
+        let mut digests: BTreeMap<(usize, u64), u64> = BTreeMap::new();
+        for (i, write) in open.iter().enumerate() {
+            let image = &mut images[write.device];
+            match choice.torn {
+                Some((torn, cut)) if torn == i => {
+                    for (b, (block, _)) in write.change.blocks.iter().enumerate() {
+                        let kept = cut.saturating_sub(b * SECTORS).min(SECTORS);
+                        let mask = (0..kept).fold(0u8, |m, s| m | 1 << s);
+                        if mask != 0 {
+                            let number = write.change.first + b as u64;
+                            let merged = merge(image.block(number), block, mask);
+                            digests.insert((write.device, number), xxh3_64(&merged[..]));
+                            image.set(number, merged);
+                        }
+                    }
+                }
+                _ if choice.kept[i] => {
+                    for (b, (block, _)) in write.change.blocks.iter().enumerate() {
+                        let number = write.change.first + b as u64;
+                        digests.insert((write.device, number), write.digests[b]);
+                        image.set(number, block.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        let changed = base.iter().filter(|(place, _)| !digests.contains_key(place)).chain(&digests);
+        let key = changed.fold(number as u64, |key, ((d, b), digest)| key ^ cell(*d, *b, *digest));
+        if !self.seen.insert(key) {
+            return;
+        }
+        let turn = self.found.states;
+        self.found.states += 1;
+        self.found.in_import += u64::from(self.nested);
+        let nest = !self.nested && turn % 400 == 7;
+        self.state(&images, &stretch.allowed, None, nest, turn % 16 == 3);
+        // with one device lost besides
+        if self.start.geometry.parity > 0 && turn % 4 == 1 {
+            let lost = (turn / 4) as usize % images.len();
+            self.found.states += 1;
+            self.found.degraded += 1;
+            self.state(&images, &stretch.allowed_lost, Some(lost), false, turn % 32 == 1);
+        }
+    }
+
+    fn state(&mut self, images: &[Image], allowed: &[State], lost: Option<usize>, nest: bool, go_on: bool) {
+        let turn = self.found.states;
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.try_state(images, allowed, lost, nest, go_on)
+        }));
+        let text = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(text)) => text,
+            Err(_) => "a panic, see above".to_owned(),
+        };
+        let lost = lost.map_or(String::new(), |l| format!(", without disk{l}"));
+        self.found.violations.push(format!(
+            "geometry {}, workload {}, state {turn}{lost}: {text}\n  again: qrvsa-sim crash-states --geometry {} --workload {}",
+            self.start.geometry, self.number, self.index, self.number
+        ));
+    }
+
+    fn try_state(
+        &mut self,
+        images: &[Image],
+        allowed: &[State],
+        lost: Option<usize>,
+        nest: bool,
+        go_on: bool,
+    ) -> std::result::Result<(), String> {
+        let (bus, clock) = self.start.bus(images);
+        if nest {
+            bus.0.lock().recording = Some(Vec::new());
+        }
+        let env = verify::environment(&clock, self.number);
+        let wanted = |i| Some(i) != lost;
+        let session = verify::import(&bus, env.clone(), verify::options(), wanted)
+            .map_err(|e| format!("the import failed: {e}"))?;
+        let batches = bus.0.lock().recording.take();
+        let result = self.verify_session(&session, allowed, go_on);
+        session.pool.abandon();
+        let which = result?;
+        if go_on {
+            // everything unflushed is gone, and what was fsynced is there
+            let after: Vec<Image> = bus.0.lock().disks.iter().map(|d| d.medium().clone()).collect();
+            let (bus, _) = self.start.bus(&after);
+            let again = verify::import(&bus, env, verify::options(), wanted)
+                .map_err(|e| format!("the second import failed: {e}"))?;
+            let result = again.dump().map_err(|e| e.to_string()).and_then(|found| {
+                let fs = &found[""];
+                let last = fs.values().filter(|n| matches!(&n.body, crate::model::Body::File(b) if b.len() == 5000 && **b == crate::session::pattern(99, 5000)));
+                if last.count() == 1 { Ok(()) } else { Err("what was fsynced after the recovery is lost".to_owned()) }
+            });
+            again.pool.abandon();
+            result?;
+        }
+        if let Some(batches) = batches {
+            self.nested = true;
+            let stretch = Stretch { batches, allowed: vec![allowed[which].clone()], allowed_lost: allowed.to_vec() };
+            let mut inner = Explorer {
+                found: Found::default(),
+                seen: HashSet::new(),
+                random: SeededRandom::new(self.number),
+                ..*self
+            };
+            inner.walk(images.to_vec(), &[stretch]);
+            self.nested = false;
+            self.found.states += inner.found.states;
+            self.found.in_import += inner.found.in_import;
+            self.found.degraded += inner.found.degraded;
+            self.found.violations.append(&mut inner.found.violations);
+        }
+        Ok(())
+    }
+
+    fn verify_session(&self, session: &Session, allowed: &[State], go_on: bool) -> std::result::Result<usize, String> {
+        let which = verify::matches(session, allowed)?;
+        verify::check(&session.pool)?;
+        if go_on {
+            let mut model = Model { now: allowed[which][""].clone(), durable: allowed[which][""].clone() };
+            let mut run = |action: Action| {
+                session.run("", &mut model, &action).map_err(|e| format!("{action:?} after the recovery: {e}"))?;
+                Ok::<_, String>(model.lookup(crate::model::ROOT, "zz").unwrap_or_default())
+            };
+            let ino = run(Action::Create(crate::model::ROOT, "zz".to_owned()))?;
+            run(Action::Write(ino, 0, 5000, 99))?;
+            run(Action::Fsync(ino))?;
+        }
+        Ok(which)
+    }
+}

@@ -1,0 +1,256 @@
+"""LUNs as storage: what was written is there, through restarts, crashes, full pools and resizes."""
+import os
+import re
+
+import iscsi
+from lib import GIB, KIB, MIB, Daemon, Failure, check, options, run, same, wait_for
+
+
+def sized(t, name, size):
+    return t.disk(name, size)
+
+
+@options(seconds=120)
+def test_qemu_img_converts_to_and_from_a_lun(t):
+    """qemu-img writes an image through libiscsi to a LUN on a volume, compares it equal, and reads it back equal."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "128M")
+    target = iscsi.Target(daemon)
+    url = target.url(target.lun("--volume", "tank/v"))
+    image, back = t.path("image"), t.path("back")
+    with open(image, "wb") as f:
+        for at in range(0, 96 * MIB, 8 * MIB):
+            f.seek(at)
+            f.write(t.random.randbytes(t.random.randrange(1, 4 * MIB)))
+        f.truncate(128 * MIB)
+    run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, url], timeout=90)
+    run(["qemu-img", "compare", "-f", "raw", "-F", "raw", image, url], timeout=90)
+    daemon.restart()
+    run(["qemu-img", "convert", "-f", "raw", "-O", "raw", url, back], timeout=90)
+    run(["cmp", image, back], timeout=60)
+    daemon.cli("check", "tank", "--deep", timeout=300)
+
+
+@options(seconds=120)
+def test_every_kind_of_storage(t):
+    """Volumes, plain files, VHDX files, block devices and null LUNs serve side by side, and keep what they were given."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M", "--block-size", "4096")
+    vhdx = t.path("disk.vhdx")
+    run(["qemu-img", "create", "-f", "vhdx", vhdx, "64M"], timeout=30)
+    device, _ = t.loop("loop", 64 * MIB)
+    target = iscsi.Target(daemon)
+    luns = {"volume": (target.lun("--volume", "tank/v"), 4096), "file": (target.lun("--file", sized(t, "f", 64 * MIB)), 512),
+            "vhdx": (target.lun("--vhdx", vhdx), 512), "device": (target.lun("--file", device), 512)}
+    null = target.lun("--null", "1T")
+    initiator = target.initiator()
+    written = {}
+    for kind, (lun, block) in luns.items():
+        initiator.settle(lun)
+        written[kind] = t.random.randbytes(16 * block)
+        initiator.write(lun, 5, written[kind], block)
+        initiator.sync(lun)
+    initiator.settle(null)
+    same(initiator.read(null, 12345), bytes(512), "a null LUN")
+    same(sorted(l["state"] for l in target.show()["luns"]), ["online"] * 5, "states")
+    initiator.close()
+    daemon.stop()
+    run(["qemu-img", "check", "-f", "vhdx", vhdx], timeout=30)
+    daemon.start()
+    initiator = target.initiator()
+    for kind, (lun, block) in luns.items():
+        initiator.settle(lun)
+        same(initiator.read(lun, 5, 16, block), written[kind], "read back from the " + kind)
+    initiator.close()
+
+
+@options(seconds=120)
+def test_acknowledged_writes_survive_kill_9(t):
+    """After kill -9 the target is back by itself, the session can log in again, and every synced or FUA write is there."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "128M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    wanted = {}
+    for turn in range(3):
+        initiator = target.initiator().settle(lun)
+        for lba, data in wanted.items():
+            same(initiator.read(lun, lba, len(data) // 512), data, "LBA %d after %d crashes" % (lba, turn))
+        for n in range(20):
+            lba, data = t.random.randrange(0, 200000), t.random.randbytes(512 * t.random.randrange(1, 64))
+            wanted = {at: old for at, old in wanted.items() if at + len(old) // 512 <= lba or at >= lba + len(data) // 512}
+            initiator.write(lun, lba, data, fua=n % 2 == 1)
+            wanted[lba] = data
+        initiator.sync(lun)
+        daemon.kill()
+        initiator.close()
+        daemon.start()
+    daemon.cli("check", "tank", "--deep", timeout=300)
+
+
+@options(seconds=120)
+def test_reservations_survive_restarts(t):
+    """A persistent reservation with APTPL is in force after a restart and after kill -9, on a volume and on a file."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M")
+    target = iscsi.Target(daemon)
+    luns = [target.lun("--volume", "tank/v"), target.lun("--file", sized(t, "f", 64 * MIB))]
+    key = 0x1234567890
+    for name, again in (("start", None), ("SIGTERM", daemon.restart), ("kill -9", lambda: (daemon.kill(), daemon.start()))):
+        if again:
+            again()
+        owner, other = target.initiator("owner", isid=1), target.initiator("other", isid=2)
+        for lun in luns:
+            owner.settle(lun)
+            other.settle(lun)
+            if not again:
+                owner.reserve_out(lun, 0, new=key, aptpl=True)
+                owner.reserve_out(lun, 1, key=key, kind=1)
+            same(owner.reserve_keys(lun), [key], "keys of LUN %d after %s" % (lun, name))
+            owner.write(lun, 0, bytes(512))
+            try:
+                other.write(lun, 0, bytes(512))
+                raise Failure("LUN %d after %s: a write past somebody else's reservation" % (lun, name))
+            except iscsi.Conflict:
+                pass
+        owner.close()
+        other.close()
+
+
+@options(seconds=180)
+def test_a_full_pool_under_a_thin_lun(t):
+    """With the pool full, writes get SPACE ALLOCATION FAILED at once; what was acknowledged stays; UNMAP makes room again."""
+    import struct
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=256 * MIB)
+    daemon.cli("volume", "create", "tank/v", "4G")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    initiator = target.initiator().settle(lun)
+    chunk = t.random.randbytes(64 * KIB)
+    done = 0
+    while True:
+        data = struct.pack("<Q", done) + chunk[8:]
+        try:
+            initiator.write(lun, done * 128, data)
+        except iscsi.CheckCondition as e:
+            if e.key == 6:
+                # the soft threshold
+                continue
+            same((e.key, e.asc, e.ascq), (7, 0x27, 7), "sense of a write to a full pool")
+            break
+        done += 1
+        check(done * 64 * KIB < 1 * GIB, "a pool of 512 MiB takes 1 GiB")
+    t.step("%d MiB written", done * 64 * KIB // MIB)
+    for n in [0, done - 1] + [t.random.randrange(done) for _ in range(20)]:
+        same(initiator.read(lun, n * 128, 128), struct.pack("<Q", n) + chunk[8:], "chunk %d" % n)
+    # gives back half of it
+    for n in range(0, done // 2, 256):
+        blocks = min(256, done // 2 - n) * 128
+        data = struct.pack(">HHxxxxQIxxxx", 22, 16, n * 128, blocks)
+        initiator.command(lun, struct.pack(">BxxxxxxHx", 0x42, len(data)), data)
+    initiator.sync(lun)
+    pool.sync()
+
+    def writes():
+        try:
+            initiator.write(lun, 0, chunk)
+            return True
+        except iscsi.CheckCondition:
+            return False
+    wait_for(writes, 60, "writes to go on after UNMAP", 0.5)
+    same(initiator.read(lun, 0, 128), chunk, "what was written then")
+    initiator.close()
+
+
+@options(seconds=60)
+def test_a_volume_grows_under_a_lun(t):
+    """A resized volume shows its new size to the session that is logged in, with the unit attention for it."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    initiator = target.initiator().settle(lun)
+    daemon.cli("volume", "resize", "tank/v", "100M")
+    try:
+        initiator.command(lun, [0] * 6)
+        raise Failure("no unit attention after the resize")
+    except iscsi.CheckCondition as e:
+        same((e.key, e.asc, e.ascq), (6, 0x2a, 9), "sense after the resize")
+    capacity = initiator.command(lun, [0x9e, 0x10] + [0] * 8 + [0, 0, 0, 32, 0, 0], expect=32)
+    same(int.from_bytes(capacity[:8], "big") + 1, 100 * MIB // 512, "blocks")
+    initiator.close()
+
+
+@options(seconds=60)
+def test_storage_in_use_is_not_taken_away(t):
+    """Destroying or exporting what a LUN stands on is refused and names the LUN; afterwards it works."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    for args in (["volume", "destroy", "tank/v", "--force"], ["pool", "export", "tank"], ["pool", "destroy", "tank", "--force"]):
+        daemon.refused("%s LUN %d" % (re.escape(target.iqn), lun), *args, code=7)
+    daemon.cli("target", "lun", "remove", target.iqn, str(lun))
+    daemon.cli("volume", "destroy", "tank/v", "--force")
+    daemon.cli("pool", "export", "tank")
+
+
+@options(seconds=120)
+def test_a_lun_waits_for_its_pool(t):
+    """A LUN whose pool is not there at the start is shown as unavailable, and serves when the pool is imported."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    initiator = target.initiator().settle(lun)
+    data = t.random.randbytes(4096)
+    initiator.write(lun, 9, data, fua=True)
+    initiator.close()
+    daemon.stop()
+    for device in pool.devices:
+        os.rename(device, device + ".away")
+    daemon.start()
+    shown = target.show()["luns"][0]
+    same(shown["state"], "unavailable", "state without the pool")
+    check(shown["message"], "no reason is given")
+    check("unavailable" in daemon.cli("target", "show", target.iqn).out, "the text does not say it")
+    for device in pool.devices:
+        os.rename(device + ".away", device)
+    daemon.cli("pool", "import", "tank", "--search", os.path.dirname(pool.devices[0]))
+    same(target.show()["luns"][0]["state"], "online", "state with the pool")
+    initiator = target.initiator().settle(lun)
+    same(initiator.read(lun, 9, 8), data, "what was written before")
+    initiator.close()
+
+
+#: Reads the second sector through the BIOS, prints it up to its NUL on QEMU's debug console, and ends QEMU with status 1.
+BOOT_SECTOR = bytes.fromhex("31c0 8ed8 8ec0 b80102 bb007e b90200 30f6 cd13 be007e bae900 ac 84c0 7403 ee ebf8 b000 baf400 ee f4 ebfd")
+
+
+@options(seconds=120)
+def test_qemu_boots_from_a_lun(t):
+    """QEMU boots a guest from a LUN on a volume through libiscsi: the boot code runs, and reads the disk by itself."""
+    daemon = Daemon(t).start()
+    daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/boot", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/boot")
+    initiator = target.initiator().settle(lun)
+    word = b"booted %08x" % t.random.getrandbits(32)
+    initiator.write(lun, 0, BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + word.ljust(512, b"\0"), fua=True)
+    initiator.close()
+    said = t.path("said")
+    result = run(["qemu-system-x86_64", "-M", "pc", "-accel", "tcg", "-m", "64", "-nodefaults", "-no-user-config", "-display", "none",
+                  "-drive", "file=%s,format=raw,if=ide" % target.url(lun), "-debugcon", "file:" + said,
+                  "-device", "isa-debug-exit,iobase=0xf4"], timeout=100, ok=False)
+    with open(said, "rb") as f:
+        same(f.read(), word, "what the guest printed (QEMU: exit %s, %s)" % (result.rc, result.err[-300:]))
+    same(result.rc, 1, "exit status of QEMU")

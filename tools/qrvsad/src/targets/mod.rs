@@ -1,0 +1,462 @@
+//! iSCSI targets: what exists, what of it serves, and what must survive a restart.
+//!
+//! ```text
+//!  model     what is remembered, on disk
+//!  luns      storage and appearance of logical units
+//!  keep      where a unit's own state lies (reservations, saved mode pages)
+//!  report    what is told about it all
+//!  access    access lists, users, sessions
+//!  volume    a pool volume as storage
+//!  vhdx      a VHDX file as storage
+//!  tgt       tgt's management protocol: requests, and the text of its answers
+//! ```
+//!
+//! **Rules.** One change at a time, under `changing`: the model is copied and edited, the service follows, the file is
+//! written, and only then does the new model hold; when the file cannot be written, the service goes back. Lists read the
+//! model that holds and wait for nothing. Storage that cannot be opened makes its unit unavailable, not the target; it is
+//! tried again when a pool is imported.
+
+mod access;
+mod keep;
+mod luns;
+pub mod model;
+mod report;
+pub mod tgt;
+mod vhdx;
+mod volume;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use qrvsa_api::{ApiError, CreateTarget, ErrorKind, TargetInfo, UpdateTarget};
+use qrvsa_iscsi::config::{
+    Account, AclRule, DiscoveryConfig, IscsiName, Limits, PortalAddress, Redirect, Secret, TargetConfig, TargetState,
+    Users,
+};
+use qrvsa_iscsi::scsi::TargetUnits;
+use qrvsa_iscsi::service::{ErrorKind as ServiceErrorKind, Service, ServiceError};
+
+use crate::engine::Engine;
+use crate::state::StateDir;
+use model::Model;
+
+/// The one portal group: every portal leads to the same sessions.
+const GROUP_TAG: u16 = 1;
+/// How long initiators are given to log out when the daemon ends.
+const LOGOUT_PATIENCE: Duration = Duration::from_secs(2);
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// The targets of the daemon.
+pub struct Targets {
+    engine: Arc<dyn Engine>,
+    state: Arc<StateDir>,
+    service: Service,
+    /// Portals of targets that have none of their own.
+    defaults: Vec<SocketAddr>,
+    model: RwLock<Arc<Model>>,
+    changing: Mutex<()>,
+    running: RwLock<BTreeMap<u32, Running>>,
+    portal_errors: Mutex<BTreeMap<SocketAddr, String>>,
+}
+
+/// The serving side of a target.
+#[derive(Clone)]
+struct Running {
+    units: Arc<TargetUnits>,
+    keep: Arc<keep::Keep>,
+    /// Why a unit does not serve.
+    unavailable: BTreeMap<u64, String>,
+}
+
+/// From the service's errors to the interface's.
+fn from_service(error: &ServiceError) -> ApiError {
+    let kind = match error.kind {
+        ServiceErrorKind::NotFound => ErrorKind::NotFound,
+        ServiceErrorKind::Exists => ErrorKind::Exists,
+        ServiceErrorKind::Busy | ServiceErrorKind::Io => ErrorKind::Busy,
+        ServiceErrorKind::Invalid => ErrorKind::Invalid,
+    };
+    let hint = match error.kind {
+        ServiceErrorKind::Io => "end what uses the address, or name another with --portal",
+        ServiceErrorKind::Busy => "log the initiators out, or repeat with --force",
+        ServiceErrorKind::NotFound => "`qrvsa target list` and `qrvsa target sessions` show what there is",
+        _ => kind.default_hint(),
+    };
+    ApiError::new(kind, error.text.clone()).with_hint(hint)
+}
+
+pub(crate) fn no_target(iqn: &str) -> ApiError {
+    ApiError::not_found(format!("there is no target {iqn}")).with_hint("`qrvsa target list` shows what there is")
+}
+
+/// Reads `ADDR:PORT`; without a port, it is iSCSI's.
+pub(crate) fn portal(text: &str) -> Result<SocketAddr> {
+    let bad = || {
+        ApiError::invalid(format!("portal {text:?} is not valid"))
+            .with_hint("write ADDRESS:PORT, with an IPv6 address in brackets, such as 192.0.2.1:3260 or [::]:3260")
+    };
+    let address: PortalAddress = text.parse().map_err(|_| bad())?;
+    let ip = address.host.parse().map_err(|_| bad())?;
+    Ok(SocketAddr::new(ip, address.port))
+}
+
+/// Checks an iSCSI name.
+pub(crate) fn iscsi_name(text: &str) -> Result<IscsiName> {
+    text.parse()
+        .map_err(|e: String| ApiError::invalid(e).with_hint("write a name such as iqn.2026-01.org.example:disks"))
+}
+
+impl Targets {
+    /// No targets yet; see [`Targets::restore`].
+    #[must_use]
+    pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, defaults: Vec<SocketAddr>) -> Targets {
+        Targets {
+            engine,
+            state,
+            service: Service::new(Limits::default()),
+            defaults,
+            model: RwLock::default(),
+            changing: Mutex::default(),
+            running: RwLock::default(),
+            portal_errors: Mutex::default(),
+        }
+    }
+
+    /// The model that holds.
+    pub(crate) fn model(&self) -> Arc<Model> {
+        Arc::clone(&self.model.read())
+    }
+
+    fn units(&self, tid: u32) -> Option<Arc<TargetUnits>> {
+        self.running.read().get(&tid).map(|running| Arc::clone(&running.units))
+    }
+
+    /// Brings the targets of the last run back. What fails is logged and shown with its reason.
+    ///
+    /// # Errors
+    /// Only when the file cannot be read at all.
+    pub fn restore(&self) -> std::result::Result<(), String> {
+        let _changing = self.changing.lock();
+        let model = Arc::new(Model::load(&self.state)?);
+        if let Err(e) = self.apply(&model, false) {
+            tracing::error!("iSCSI: {e}");
+        }
+        *self.model.write() = Arc::clone(&model);
+        for (tid, target) in &model.targets {
+            for number in target.luns.keys() {
+                self.start_lun(&model, *tid, *number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries units again that are unavailable, after a pool was imported.
+    pub fn pool_imported(&self, pool: &str) {
+        let _changing = self.changing.lock();
+        let model = self.model();
+        let waiting: Vec<(u32, u64)> = self
+            .running
+            .read()
+            .iter()
+            .flat_map(|(tid, running)| running.unavailable.keys().map(|number| (*tid, *number)))
+            .collect();
+        for (tid, number) in waiting {
+            let lun = model.targets.get(&tid).and_then(|target| target.luns.get(&number));
+            if lun.is_some_and(|lun| luns::pool_of(&lun.source).is_none_or(|of| of == pool)) {
+                self.start_lun(&model, tid, number);
+            }
+        }
+    }
+
+    /// Refuses what would take the storage of a logical unit away.
+    ///
+    /// # Errors
+    /// `Busy`, naming the unit.
+    pub fn need_unused_pool(&self, pool: &str) -> Result<()> {
+        match self.model().user_of(|source| luns::pool_of(source) == Some(pool)) {
+            Some(user) => Err(ApiError::busy(format!("pool {pool} holds the storage of target {user}"))
+                .with_hint("remove that LUN first with `qrvsa target lun remove`")),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Targets::need_unused_pool`], for one volume.
+    ///
+    /// # Errors
+    /// `Busy`, naming the unit.
+    pub fn need_unused_volume(&self, volume: &qrvsa_api::names::FsName) -> Result<()> {
+        match self.model().user_of(|source| matches!(source, qrvsa_api::LunSource::Volume(name) if name == volume)) {
+            Some(user) => Err(ApiError::busy(format!("volume {volume} is the storage of target {user}"))
+                .with_hint("remove that LUN first with `qrvsa target lun remove`")),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells initiators that a volume has another size.
+    pub fn volume_resized(&self, volume: &qrvsa_api::names::FsName) {
+        for (tid, target) in &self.model().targets {
+            for (number, lun) in &target.luns {
+                if matches!(&lun.source, qrvsa_api::LunSource::Volume(name) if name == volume)
+                    && let Some(units) = self.units(*tid)
+                {
+                    units.resize_notice(*number);
+                }
+            }
+        }
+    }
+
+    /// Ends all service: initiators are asked to log out, everything acknowledged is made durable. What is remembered stays.
+    pub fn stop(&self) {
+        let _changing = self.changing.lock();
+        self.service.shutdown(if self.running.read().is_empty() { Duration::ZERO } else { LOGOUT_PATIENCE });
+        for (tid, running) in &*self.running.read() {
+            if let Err(e) = running.units.flush_all() {
+                tracing::error!("target {tid}: {e}");
+            }
+        }
+    }
+
+    /// Edits a copy of the model, lets the service follow, and saves it.
+    fn change<R>(&self, edit: impl FnOnce(&mut Model) -> Result<R>) -> Result<R> {
+        let _changing = self.changing.lock();
+        self.change_locked(edit)
+    }
+
+    fn change_locked<R>(&self, edit: impl FnOnce(&mut Model) -> Result<R>) -> Result<R> {
+        let old = self.model();
+        let mut new = (*old).clone();
+        let result = edit(&mut new)?;
+        if let Err(e) = self.apply(&new, true).and_then(|()| self.save(&new)) {
+            if let Err(again) = self.apply(&old, false) {
+                tracing::error!("iSCSI: {again}");
+            }
+            return Err(e);
+        }
+        *self.model.write() = Arc::new(new);
+        Ok(result)
+    }
+
+    fn save(&self, model: &Model) -> Result<()> {
+        model.save(&self.state).map_err(|e| {
+            let text = format!("the daemon cannot save its targets in {}: {e}", self.state.path().display());
+            ApiError::new(ErrorKind::Internal, text).with_hint("free space there, and repeat the command")
+        })
+    }
+
+    /// Makes the service what the model says, but for logical units. With `strict`, a portal that cannot be had is an error;
+    /// else it is noted and shown.
+    fn apply(&self, model: &Model, strict: bool) -> Result<()> {
+        self.apply_portals(model, strict)?;
+        self.service.set_discovery(DiscoveryConfig {
+            users: users(model, &model.discovery_incoming, model.discovery_outgoing.as_ref())?,
+        });
+        let gone: Vec<u32> =
+            self.running.read().keys().copied().filter(|tid| !model.targets.contains_key(tid)).collect();
+        for tid in gone {
+            if let Some(running) = self.running.write().remove(&tid) {
+                // Its sessions were dealt with by whoever removed it.
+                let _ = self.service.remove_target(running.units.name(), true);
+            }
+        }
+        for (tid, target) in &model.targets {
+            let config = self.target_config(model, *tid, target)?;
+            if self.running.read().contains_key(tid) {
+                self.service.update_target(config).map_err(|e| from_service(&e))?;
+                continue;
+            }
+            let keep = Arc::new(keep::Keep::new(Arc::clone(&self.engine), Arc::clone(&self.state)));
+            let units = Arc::new(TargetUnits::new(config.name.as_str(), Some(keep.clone())));
+            units.set_ports(vec![GROUP_TAG]);
+            self.service.create_target(config, units.clone()).map_err(|e| from_service(&e))?;
+            self.running.write().insert(*tid, Running { units, keep, unavailable: BTreeMap::new() });
+        }
+        Ok(())
+    }
+
+    /// The portals of targets without portals of their own.
+    fn shared_portals(&self, model: &Model) -> Vec<SocketAddr> {
+        self.defaults.iter().chain(&model.portals).copied().collect()
+    }
+
+    fn portals_of(&self, model: &Model, target: &model::Target) -> Vec<SocketAddr> {
+        if target.portals.is_empty() { self.shared_portals(model) } else { target.portals.clone() }
+    }
+
+    fn apply_portals(&self, model: &Model, strict: bool) -> Result<()> {
+        let mut wanted: BTreeSet<SocketAddr> =
+            model.targets.values().flat_map(|target| self.portals_of(model, target)).collect();
+        // Added by name, they listen at once, as tgt's do.
+        wanted.extend(&model.portals);
+        let there: BTreeSet<SocketAddr> = self.service.portals().iter().map(|portal| portal.address).collect();
+        for address in there.difference(&wanted) {
+            self.service.remove_portal(*address).map_err(|e| from_service(&e))?;
+            tracing::info!("iSCSI: no longer listening on {address}");
+        }
+        self.portal_errors.lock().retain(|address, _| wanted.contains(address));
+        let mut added = Vec::new();
+        for address in wanted.difference(&there) {
+            match self.service.add_portal(*address, GROUP_TAG) {
+                Ok(_) => {
+                    tracing::info!("iSCSI: listening on {address}");
+                    self.portal_errors.lock().remove(address);
+                    added.push(*address);
+                }
+                // One that failed before is no reason to refuse an unrelated change.
+                Err(e) if strict && !self.portal_errors.lock().contains_key(address) => {
+                    for address in added {
+                        let _ = self.service.remove_portal(address);
+                    }
+                    return Err(from_service(&e));
+                }
+                Err(e) => {
+                    tracing::error!("iSCSI: {e}");
+                    self.portal_errors.lock().insert(*address, e.text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn target_config(&self, model: &Model, tid: u32, target: &model::Target) -> Result<TargetConfig> {
+        let mut config = TargetConfig::new(iscsi_name(&target.iqn)?, tid);
+        config.portals = self.portals_of(model, target);
+        config.advertise = target
+            .advertise
+            .iter()
+            .map(|text| text.parse().map_err(|e: String| ApiError::invalid(e).with_hint("write ADDRESS:PORT")))
+            .collect::<Result<_>>()?;
+        config.acl = target.acl.iter().map(access::rule).filter_map(Result::ok).collect::<Vec<AclRule>>();
+        config.users = users(model, &target.incoming, target.outgoing.as_ref())?;
+        config.state = if target.offline { TargetState::Offline } else { TargetState::Ready };
+        if let Some(seconds) = target.nop_interval_s {
+            config.nop_interval = Duration::from_secs(seconds);
+        }
+        if let Some(count) = target.nop_count {
+            config.nop_count = count;
+        }
+        for (key, value) in &target.parameters {
+            config.parameters.set(key, value).map_err(ApiError::invalid)?;
+        }
+        if let (Some(permanent), false) = (target.redirect.permanent, target.redirect.address.is_empty()) {
+            let port = if target.redirect.port.is_empty() { "3260" } else { &target.redirect.port };
+            let host = &target.redirect.address;
+            let to = if host.contains(':') && !host.starts_with('[') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            };
+            config.redirect = Some(Redirect { to: to.parse().map_err(ApiError::invalid)?, permanent });
+        }
+        Ok(config)
+    }
+
+    /// Makes a target that lets nobody in.
+    ///
+    /// # Errors
+    /// `Invalid`, `Exists`, `Busy` when a portal cannot be had.
+    pub fn create(&self, request: &CreateTarget) -> Result<TargetInfo> {
+        let name = iscsi_name(&request.iqn)?;
+        let portals = request.portals.iter().map(|text| portal(text)).collect::<Result<Vec<_>>>()?;
+        let tid = self.change(|model| {
+            if model.find(name.as_str()).is_some() {
+                return Err(ApiError::new(ErrorKind::Exists, format!("target {name} exists already")));
+            }
+            let tid = match request.tid {
+                None => (1..).find(|tid| !model.targets.contains_key(tid)).unwrap_or(u32::MAX),
+                Some(0) => return Err(ApiError::invalid("the number of a target cannot be 0")),
+                Some(tid) if model.targets.contains_key(&tid) => {
+                    return Err(ApiError::new(ErrorKind::Exists, format!("there is a target with the number {tid}")));
+                }
+                Some(tid) => tid,
+            };
+            let target = model::Target {
+                iqn: name.as_str().to_owned(),
+                portals,
+                advertise: request.advertise.clone(),
+                ..model::Target::default()
+            };
+            model.targets.insert(tid, target);
+            Ok(tid)
+        })?;
+        tracing::info!("target {name} created");
+        self.info_by_tid(tid).ok_or_else(|| no_target(name.as_str()))
+    }
+
+    /// Removes a target and its units; their storage stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` with sessions and without `force`.
+    pub fn destroy(&self, iqn: &str, force: bool) -> Result<()> {
+        let _changing = self.changing.lock();
+        let model = self.model();
+        let (tid, target) = model.find(iqn).ok_or_else(|| no_target(iqn))?;
+        let sessions = self.service.sessions(&target.iqn).map_or(0, |list| list.len());
+        if sessions > 0 && !force {
+            return Err(ApiError::busy(format!("target {iqn} has {sessions} sessions"))
+                .with_hint("log the initiators out, or repeat with --force"));
+        }
+        let units = self.units(tid);
+        self.change_locked(|model| {
+            model.targets.remove(&tid);
+            Ok(())
+        })?;
+        if let Some(units) = units {
+            for number in target.luns.keys() {
+                // What initiators stored for it goes with the unit. One that was unavailable has nothing here to take away.
+                let _ = units.remove_unit(*number);
+            }
+        }
+        tracing::info!("target {} destroyed", target.iqn);
+        Ok(())
+    }
+
+    /// Edits one target.
+    pub(crate) fn edit<R>(&self, iqn: &str, edit: impl FnOnce(&mut model::Target) -> Result<R>) -> Result<R> {
+        self.change(|model| {
+            let tid = model.find(iqn).map(|(tid, _)| tid);
+            let target = tid.and_then(|tid| model.targets.get_mut(&tid)).ok_or_else(|| no_target(iqn))?;
+            edit(target)
+        })
+    }
+
+    /// Changes state and session parameters.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn update(&self, iqn: &str, request: &UpdateTarget) -> Result<TargetInfo> {
+        self.edit(iqn, |target| {
+            if let Some(offline) = request.offline {
+                target.offline = offline;
+            }
+            target.parameters.extend(request.parameters.clone());
+            Ok(())
+        })?;
+        self.info(iqn)
+    }
+
+    /// The path tgt's programs are told, without the number they append.
+    #[must_use]
+    pub fn tgt_socket(&self) -> PathBuf {
+        std::env::var_os("TGT_IPC_SOCKET")
+            .filter(|path| !path.is_empty())
+            .map_or_else(|| self.state.path().join("tgt"), PathBuf::from)
+    }
+}
+
+fn users(model: &Model, incoming: &[String], outgoing: Option<&String>) -> Result<Users> {
+    let account = |name: &String| -> Result<Account> {
+        let account =
+            model.account(name).ok_or_else(|| ApiError::not_found(format!("there is no account {name:?}")))?;
+        let secret = Secret::new(account.secret.as_bytes()).map_err(ApiError::invalid)?;
+        Ok(Account { name: account.name.clone(), secret })
+    };
+    Ok(Users {
+        incoming: incoming.iter().map(account).collect::<Result<_>>()?,
+        outgoing: outgoing.map(account).transpose()?,
+    })
+}

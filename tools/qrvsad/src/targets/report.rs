@@ -1,0 +1,143 @@
+//! What is told about targets, units and sessions.
+
+use std::collections::BTreeMap;
+
+use qrvsa_api::{
+    ConnectionInfo, Counters, LunInfo, LunState, PortalInfo, SessionInfo, TargetInfo, TargetUser, Traffic,
+};
+use qrvsa_iscsi::info::{LunMetrics, Metrics, OTHER_LUNS, Transfers};
+
+use super::{Result, Targets, from_service, model, no_target};
+
+fn traffic(transfers: Transfers) -> Traffic {
+    Traffic { commands: transfers.commands, bytes: transfers.bytes }
+}
+
+fn counters(metrics: &Metrics) -> Counters {
+    Counters {
+        reads_begun: traffic(metrics.reads_begun),
+        reads: traffic(metrics.reads_done),
+        writes_begun: traffic(metrics.writes_begun),
+        writes: traffic(metrics.writes_done),
+        others: metrics.others_done,
+        errors: metrics.errors,
+        latency: metrics.latency.to_vec(),
+        latency_ns: metrics.latency_ns,
+    }
+}
+
+fn lun_name(lun: u64) -> String {
+    if lun == OTHER_LUNS { "other".to_owned() } else { lun.to_string() }
+}
+
+impl Targets {
+    /// All targets, by number.
+    #[must_use]
+    pub fn list(&self) -> Vec<TargetInfo> {
+        self.model().targets.iter().map(|(tid, target)| self.target_info(*tid, target)).collect()
+    }
+
+    /// One target.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn info(&self, iqn: &str) -> Result<TargetInfo> {
+        let model = self.model();
+        let (tid, target) = model.find(iqn).ok_or_else(|| no_target(iqn))?;
+        Ok(self.target_info(tid, target))
+    }
+
+    pub(super) fn info_by_tid(&self, tid: u32) -> Option<TargetInfo> {
+        self.model().targets.get(&tid).map(|target| self.target_info(tid, target))
+    }
+
+    fn target_info(&self, tid: u32, target: &model::Target) -> TargetInfo {
+        let info = self.service.target(&target.iqn).ok();
+        let errors = self.portal_errors.lock().clone();
+        let portals = self.portals_of(&self.model(), target);
+        let user = |mutual: bool| move |name: &String| TargetUser { name: name.clone(), mutual };
+        let metrics = info.as_ref().map(|info| info.luns.clone()).unwrap_or_default();
+        TargetInfo {
+            iqn: target.iqn.clone(),
+            tid,
+            offline: target.offline,
+            portals: portals
+                .iter()
+                .map(|address| PortalInfo {
+                    address: address.to_string(),
+                    error: errors.get(address).cloned().unwrap_or_default(),
+                })
+                .collect(),
+            advertise: target.advertise.clone(),
+            acl: target.acl.clone(),
+            users: target.incoming.iter().map(user(false)).chain(target.outgoing.iter().map(user(true))).collect(),
+            luns: target.luns.iter().map(|(number, lun)| self.lun(tid, *number, lun, &metrics)).collect(),
+            parameters: info
+                .as_ref()
+                .map(|info| info.config.parameters.show().into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+                .unwrap_or_default(),
+            sessions: info.map_or(0, |info| u64::try_from(info.sessions).unwrap_or(u64::MAX)),
+        }
+    }
+
+    pub(super) fn lun_info(&self, tid: u32, number: u64) -> Option<LunInfo> {
+        let model = self.model();
+        let target = model.targets.get(&tid)?;
+        Some(self.lun(tid, number, target.luns.get(&number)?, &[]))
+    }
+
+    fn lun(&self, tid: u32, number: u64, lun: &model::Lun, metrics: &[LunMetrics]) -> LunInfo {
+        let running = self.running.read().get(&tid).cloned();
+        let message = running.as_ref().and_then(|running| running.unavailable.get(&number).cloned());
+        let units = running.map(|running| running.units);
+        let config = units
+            .as_ref()
+            .and_then(|units| units.units().into_iter().find(|(unit, _)| *unit == number).map(|(_, config)| config));
+        let state = match &message {
+            Some(_) => LunState::Unavailable,
+            None if lun.options.offline => LunState::Offline,
+            None => LunState::Online,
+        };
+        LunInfo {
+            lun: number,
+            source: lun.source.clone(),
+            state,
+            message: message.unwrap_or_default(),
+            size_bytes: units.as_ref().and_then(|units| units.size_bytes(number)).unwrap_or_default(),
+            block_bytes: config.as_ref().map_or(0, |config| config.block_bytes),
+            thin: config.and_then(|config| config.thin).unwrap_or(super::luns::pool_of(&lun.source).is_some()),
+            options: lun.options.clone(),
+            counters: metrics.iter().find(|m| m.lun == number).map(|m| counters(&m.metrics)).unwrap_or_default(),
+        }
+    }
+
+    /// The sessions of a target.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn sessions(&self, iqn: &str) -> Result<Vec<SessionInfo>> {
+        let sessions = self.service.sessions(iqn).map_err(|e| from_service(&e))?;
+        Ok(sessions
+            .into_iter()
+            .map(|s| SessionInfo {
+                sid: s.sid,
+                initiator: s.initiator_name,
+                alias: s.initiator_alias,
+                age_s: s.age_seconds,
+                connections: s
+                    .connections
+                    .into_iter()
+                    .map(|c| ConnectionInfo {
+                        cid: c.cid,
+                        initiator_address: c.initiator_address.to_string(),
+                        target_address: c.target_address.to_string(),
+                        state: c.state.to_owned(),
+                        commands_outstanding: c.commands_outstanding,
+                    })
+                    .collect(),
+                negotiated: s.negotiated.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+                luns: s.luns.iter().map(|m| (lun_name(m.lun), counters(&m.metrics))).collect::<BTreeMap<_, _>>(),
+            })
+            .collect())
+    }
+}
