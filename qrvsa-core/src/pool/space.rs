@@ -117,6 +117,8 @@ struct AllocState {
     free_zones: Vec<BTreeSet<u32>>,
     /// Zones of dissolved groups, available when the commit that dissolves them is through.
     leaving_zones: Vec<ZoneRef>,
+    /// Zones given back, whose space a growing device may give back, too.
+    discardable: Vec<ZoneRef>,
     next_group: u32,
 }
 
@@ -686,10 +688,38 @@ impl Space {
         }
         for place in std::mem::take(&mut alloc.leaving_zones) {
             alloc.free_zones[usize::from(place.device)].insert(place.zone);
+            alloc.discardable.push(place);
         }
         drop(alloc);
         self.capacity_changed();
         Ok(())
+    }
+
+    /// Takes up to `most` zones that were given back and are still free, on members of which `wanted` says so: nobody is
+    /// given them until [`Space::discarded`]. All others are forgotten.
+    pub fn take_discardable(&self, most: usize, wanted: impl Fn(u16) -> bool) -> Vec<ZoneRef> {
+        let mut alloc = self.alloc.lock();
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(place) = alloc.discardable.pop()
+        {
+            if wanted(place.device) && alloc.free_zones[usize::from(place.device)].remove(&place.zone) {
+                taken.push(place);
+            }
+        }
+        drop(alloc);
+        self.capacity_changed();
+        taken
+    }
+
+    /// The zones taken by [`Space::take_discardable`] are free again.
+    pub fn discarded(&self, zones: Vec<ZoneRef>) {
+        let mut alloc = self.alloc.lock();
+        for place in zones {
+            alloc.free_zones[usize::from(place.device)].insert(place.zone);
+        }
+        drop(alloc);
+        self.capacity_changed();
     }
 
     /// Whether rows wait to become available.
