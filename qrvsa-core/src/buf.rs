@@ -1,6 +1,7 @@
 //! Memory for direct I/O: buffers aligned to 4 KiB, whole blocks long.
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -50,6 +51,39 @@ impl AlignedBuf {
         let mut buf = AlignedBuf::zeroed(bytes.len().next_multiple_of(BLOCK_SIZE));
         buf[..bytes.len()].copy_from_slice(bytes);
         buf
+    }
+}
+
+/// Bytes of buffers that a thread keeps for its next reads.
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
+thread_local! {
+    static SPARE: RefCell<(usize, Vec<AlignedBuf>)> = const { RefCell::new((0, Vec::new())) };
+}
+
+impl AlignedBuf {
+    /// A buffer of `len` bytes for a read, with whatever the thread has read before in it: it costs no zeroing, and its
+    /// memory is in the caches.
+    pub fn spare(len: usize) -> AlignedBuf {
+        let found = SPARE.try_with(|spare| {
+            let (bytes, bufs) = &mut *spare.borrow_mut();
+            let at = bufs.iter().rposition(|buf| buf.len == len)?;
+            *bytes -= len;
+            Some(bufs.swap_remove(at))
+        });
+        found.ok().flatten().unwrap_or_else(|| AlignedBuf::zeroed(len))
+    }
+
+    /// Keeps the buffer for a later [`AlignedBuf::spare`] of this thread, if it has not too many.
+    pub fn keep(self) {
+        // without the thread's locals, at its end, it is dropped
+        let _ = SPARE.try_with(|spare| {
+            let (bytes, bufs) = &mut *spare.borrow_mut();
+            if *bytes + self.len <= SPARE_BYTES_MAX {
+                *bytes += self.len;
+                bufs.push(self);
+            }
+        });
     }
 }
 
@@ -124,5 +158,31 @@ impl Deref for BufSlice {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.buf[self.range.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_keeps_some_buffers_of_the_right_length() {
+        std::thread::spawn(|| {
+            let mut buf = AlignedBuf::spare(8192);
+            assert!(buf.iter().all(|b| *b == 0));
+            buf.fill(7);
+            buf.keep();
+            assert_eq!(AlignedBuf::spare(4096).len(), 4096);
+            let again = AlignedBuf::spare(8192);
+            assert!(again.iter().all(|b| *b == 7));
+            again.keep();
+            (0..100).map(|_| AlignedBuf::zeroed(64 << 10)).for_each(AlignedBuf::keep);
+            SPARE.with_borrow(|(bytes, bufs)| {
+                assert!(*bytes <= SPARE_BYTES_MAX);
+                assert_eq!(*bytes, bufs.iter().map(|b| b.len()).sum::<usize>());
+            });
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -450,7 +450,8 @@ impl fuser::Filesystem for Adapter {
         match self.run("opendir", ino, |ops| ops.open(caller(request), ino.0, false)) {
             Ok(()) => {
                 self.opens.add(ino.0);
-                reply.opened(HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+                let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+                reply.opened(HANDLE, if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() });
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }

@@ -1,8 +1,8 @@
 //! The QRVSA FUSE front end: shows any [`qrvsa_core::fs::ops::Operations`] as a mounted filesystem.
 //!
 //! ```text
-//!  helper     what /sbin/mount.fuse.qrvsa was asked to do; remount
 //!  options    mount options and their -o syntax
+//!  remount    a change of flags
 //!  session    mount, unmount, end of a session
 //!  target     the mount point: checks, stale mounts, mount(2), readahead
 //!  mountinfo  /proc/self/mountinfo
@@ -27,6 +27,7 @@
 //! | attributes are cached for an hour; for a second while the inode changed less than a minute ago | the kernel drops cached attributes at write, truncate, fallocate, link, rename, setxattr, and the access time at each READ. Only `st_blocks` changes by itself, when new data is written out within the store's commit interval, well inside the minute |
 //! | `FOPEN_KEEP_CACHE` on every open, `FOPEN_CACHE_DIR` on directories | contents change through this mount only; the kernel drops a cached listing when a name in that directory changes (by `i_version`) |
 //! | `FOPEN_DIRECT_IO` with `FOPEN_PARALLEL_DIRECT_WRITES` on `O_DIRECT` opens only | without it the kernel holds the inode lock over each waiting direct write, so that four writers of one file take four times as long as one; the kernel keeps such writes and the page cache of other opens in step, and shared mappings work (`DIRECT_IO_ALLOW_MMAP`) |
+//! | what [`may_cache`](qrvsa_core::fs::ops::Operations::may_cache) excepts is not cached: files are opened for direct I/O, directories read anew, names asked for each time | the files of `.volumes` change when the volumes do |
 //! | `FOPEN_NOFLUSH` on read-only opens, and on write-only ones of a filesystem none of whose writes can fail after it was accepted | there is nothing whose error a `close` could report. Opens for both keep FLUSH: there may be a shared mapping, whose pages the kernel writes out then |
 //! | idle session threads are kept away from the device, but for one (`seats`) | the kernel wakes the thread that waits for longest: with one waiting, requests stay on a warm processor. A request that nobody is there to take waits a millisecond at most |
 //! | no writeback cache | unsynced data sits in the store, whose bound on its age counts, never in the kernel; the exception are pages dirtied through a shared mapping, which the kernel writes out by its own timer |
@@ -48,12 +49,12 @@
 pub mod adapter;
 mod caching;
 mod convert;
-pub mod helper;
 pub mod latency;
 mod listing;
 mod mountinfo;
 mod opens;
 pub mod options;
+pub mod remount;
 mod report;
 mod seats;
 pub mod session;

@@ -13,6 +13,7 @@
 
 pub mod backing;
 pub mod config;
+pub mod fuzz;
 pub mod info;
 pub mod login;
 mod name;

@@ -275,3 +275,19 @@ fn portals_come_and_go() {
         assert_eq!(Initiator { name: "iqn.six".into(), ..Initiator::connect(six) }.login(&[]), 0);
     }
 }
+
+#[test]
+fn a_session_whose_heir_gave_up_ends() {
+    let bench = Bench::with(|l| l.login_timeout = Duration::from_millis(300), |_| ());
+    let mut old = bench.session(&[]);
+    old.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    for tsih in [old.tsih, 0] {
+        let mut new = bench.connect();
+        new.tsih = tsih;
+        assert_eq!(new.login(&[]), 0x0302, "a command of the session before is under way");
+    }
+    bench.device.release(1);
+    bench.until_sessions(0);
+    assert_eq!(bench.connect().login(&[]), 0);
+}

@@ -10,6 +10,12 @@ UNPASSABLE = {"iSCSITMF.LUNResetSimpleAsync"}
 #: Tests that want another unit than a plain thin one.
 REMOVABLE = ("PreventAllow.", "StartStopUnit.", "NoMedia.")
 READ_ONLY = ("ReadOnly.",)
+#: Asks for the block after a physical block by adding one: right where both kinds of block are the same.
+SAME_BLOCKS = ("GetLBAStatus.UnmapSingle",)
+#: Takes block 256 for zero after having zeroed the 256 blocks before it.
+FRESH = ("MultipathIO.CompareAndWrite",)
+#: Looks, a second after it began, whether a sanitize still runs: that takes a unit of some size.
+LARGE = ("Sanitize.Reset",)
 SKIPS_MAX = 6
 
 
@@ -17,7 +23,13 @@ SKIPS_MAX = 6
 def test_libiscsi_suite(t):
     """On a thin volume, every test of iscsi-test-cu, one process each, over two paths: none fails, and at most six are skipped."""
     daemon = Daemon(t).start()
-    daemon.pool(size=GIB)
+    daemon.pool(size=2 * GIB)
+    special = iscsi.Target(daemon, "special")
+    daemon.cli("volume", "create", "tank/same", "64M")
+    daemon.cli("volume", "create", "tank/large", "768M")
+    alone = {name: special.url(special.lun("--volume", "tank/same", "--physical-block-exponent", "0")) for name in SAME_BLOCKS}
+    alone.update({name: special.url(special.lun("--volume", "tank/large")) for name in LARGE})
+    alone.update({name: special.url(special.lun("--file", t.disk("fresh", 64 * MIB), "--thin")) for name in FRESH})
     names = iscsi.suite_tests()
     workers = 3
     # each worker has units of its own: tests reset, reserve and overwrite them
@@ -37,7 +49,8 @@ def test_libiscsi_suite(t):
         units = free.popleft()
         try:
             kind = "removable" if name.startswith(REMOVABLE) else "readonly" if name.startswith(READ_ONLY) else "plain"
-            verdict, text = iscsi.suite_run(name, units[kind], units[kind])
+            url = alone.get(name, units[kind])
+            verdict, text = iscsi.suite_run(name, url, url, 120)
             return name, verdict, text
         finally:
             free.append(units)

@@ -6,7 +6,8 @@ import re
 import resource
 import subprocess
 
-from lib import GIB, KIB, MIB, binary, check, options, run, same
+from lib import GIB, KIB, MIB, ROOT, binary, check, options, run, same
+from test_docs_commands import commands
 
 #: Reads an image and its parents, child first, with libvhdi, and prints the SHA-256 of the disk.
 PYVHDI = """
@@ -80,7 +81,9 @@ def reads_as(t, path, wanted, parents=(), qemu=True, pyvhdi=True):
     """Every reader gets these bytes."""
     size, wanted = len(wanted), sha(wanted)
     same(sha_of_command([binary("qrvsa"), "vhdx", "read", path, "0", str(size)]), wanted, "our reading of " + path)
-    same(sha_of_command(["7zz", "x", "-so", "-tvhdx", path]), wanted, "7zz's reading of " + path)
+    # 7zz ends with an error at the end of a parent that is smaller
+    if all(parent["disk_bytes"] >= size for parent in answer("info", path)["parents"]):
+        same(sha_of_command(["7zz", "x", "-so", "-tvhdx", path]), wanted, "7zz's reading of " + path)
     raw = path + ".raw"
     answer("convert", "--force", path, raw)
     with open(raw, "rb") as f:
@@ -413,13 +416,13 @@ def test_compact_and_resize(t):
     answer("resize", path, "300GiB")
     is_clean(t, path)
     same(json.loads(run(["qemu-img", "info", "--output=json", path]).out)["virtual-size"], 300 * GIB, "qemu-img info")
-    refused("--shrink", "resize", path, "5MiB", code=5)
+    refused("--force", "resize", path, "5MiB", code=5)
     cut = answer("resize", "--dry-run", path, "5MiB")
     check(cut["cut_data_bytes"] > 0, "nothing would be lost: %s", cut)
     answer("resize", path, "40MiB")
     is_clean(t, path)
     reads_as(t, path, model)
-    answer("resize", "--shrink", path, "5MiB")
+    answer("resize", "--force", path, "5MiB")
     is_clean(t, path)
     reads_as(t, path, model[:5 * MIB])
     answer("resize", path, "9MiB")
@@ -594,3 +597,15 @@ def test_bad_input(t):
     same(answer("check", full, codes=(0, 1))["errors"], 0, "violations on a full filesystem")
     refused("full", "convert", path, os.path.join(mount, "fixed.vhdx"), "--to", "fixed", code=1)
     check("fixed.vhdx" not in os.listdir(mount) and not [n for n in os.listdir(mount) if "unfinished" in n], "left behind: %s", os.listdir(mount))
+
+
+@options(seconds=120)
+def test_the_commands_of_the_manual(t):
+    """Every command in docs/vhdx-tools.md works, in their order."""
+    env = dict(os.environ, PATH=os.path.dirname(binary("qrvsa")) + ":" + os.environ["PATH"])
+    lines = commands(os.path.join(ROOT, "docs", "vhdx-tools.md"))
+    check(len(lines) > 10, "only %d commands", len(lines))
+    for line in lines:
+        t.step("$ %s", line)
+        result = run(["bash", "-ec", line], timeout=60, ok=False, env=env, cwd=t.dir)
+        check(result.rc == 0, "%s", result)

@@ -22,10 +22,16 @@ def test_the_directory(t):
     daemon.cli("volume", "create", "tank/huge", "1PiB")
     directory = os.path.join(pool.mountpoint, ".volumes")
     check(not os.path.exists(directory), "the directory is there without the property")
+    # twice: the kernel remembers listings
+    same([os.listdir(pool.mountpoint), os.listdir(pool.mountpoint)], [[], []], "the root without the property")
     daemon.refused("write off, ro or rw", "fs", "set", "tank", "volumes=yes")
     daemon.cli("fs", "set", "tank", "volumes=rw")
     same(os.listdir(directory), ["disk.vhdx"], "files: a volume of more than 64 TiB has none")
-    check(".volumes" in os.listdir(pool.mountpoint), "the directory is not listed")
+    same([os.listdir(pool.mountpoint), os.listdir(pool.mountpoint)], [[".volumes"]] * 2, "the root with the property")
+    daemon.cli("volume", "create", "tank/other", "1M")
+    same(sorted(os.listdir(directory)), ["disk.vhdx", "other.vhdx"], "files with one more volume")
+    daemon.cli("volume", "destroy", "tank/other", "--force")
+    same(os.listdir(directory), ["disk.vhdx"], "files with one volume less")
     face = os.path.join(directory, "disk.vhdx")
 
     raw = t.path("raw")
@@ -104,4 +110,5 @@ def test_the_directory(t):
     same(os.listdir(directory), [], "files after the volume is destroyed")
     daemon.cli("fs", "set", "tank", "volumes=off")
     check(not os.path.exists(directory), "the directory is there after the property is off")
+    same(os.listdir(pool.mountpoint), [], "the root after the property is off")
     pool.check()

@@ -3,7 +3,7 @@
 #
 # DEMO_DIR   state, device files, socket, log      default /var/lib/qrvsa-demo
 # DEMO_MNT   where the pool is mounted             default /mnt/qrvsa-demo
-# DEMO_SIZE  size of each of the four device files default 4G, sparse
+# DEMO_SIZE  size of each of the four containers   default 4G, dynamic
 set -u
 DEMO_DIR=${DEMO_DIR:-/var/lib/qrvsa-demo}
 DEMO_MNT=${DEMO_MNT:-/mnt/qrvsa-demo}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Starts the demo: a daemon with a pool of four sparse files, two of which may be lost, mounted. Run again, it only
+# Starts the demo: a daemon with a pool of four VHDX containers, two of which may be lost, mounted. Run again, it only
 # brings back what is missing.
 . "$(dirname "$0")/common.sh"
 [ "$(id -u)" = 0 ] || die "mounting needs root: run it as root"
@@ -34,10 +34,10 @@ else
 fi
 
 if ! qrvsa --json pool list | grep -q "\"name\": *\"$POOL\""; then
-  if compgen -G "$DISKS/*.img" > /dev/null; then
+  if compgen -G "$DISKS/*.vhdx" > /dev/null || compgen -G "$DISKS/*.img" > /dev/null; then
     qrvsa pool import --search "$DISKS" "$POOL" || die "the pool in $DISKS cannot be imported"
   else
-    qrvsa pool create "$POOL" --geometry 2+2 "$DISKS"/disk{1,2,3,4}.img:"$DEMO_SIZE" || die "the pool cannot be created"
+    qrvsa pool create "$POOL" --geometry 2+2 "vhdx:$DISKS"/disk{1,2,3,4}.vhdx:"$DEMO_SIZE" || die "the pool cannot be created"
   fi
 fi
 
@@ -52,14 +52,14 @@ serves "$DEMO_MNT" || die "$DEMO_MNT is mounted, but does not answer; its log is
 df -h "$DEMO_MNT"
 cat << END
 
-The pool "$POOL" is mounted at $DEMO_MNT: four devices, any two of which may be lost.
+The pool "$POOL" is mounted at $DEMO_MNT: four VHDX containers, any two of which may be lost.
 
   use it         cp -a /usr/share/doc $DEMO_MNT/
   look at it     tools/demo/qrvsa.sh pool status $POOL
   break it       tools/demo/damage.sh     (random bytes all over two of the four devices)
   heal it        tools/demo/qrvsa.sh pool scrub $POOL --wait
-  lose a device  tools/demo/qrvsa.sh pool offline $POOL $DISKS/disk1.img
-  replace it     tools/demo/qrvsa.sh pool replace $POOL $DISKS/disk1.img $DISKS/new1.img:$DEMO_SIZE
+  lose a device  tools/demo/qrvsa.sh pool offline $POOL $DISKS/disk1.vhdx
+  replace it     tools/demo/qrvsa.sh pool replace $POOL $DISKS/disk1.vhdx vhdx:$DISKS/new1.vhdx:$DEMO_SIZE
   read the log   less $LOG
   stop           make down                (keeps the pool; PURGE=1 removes it)
 END

@@ -142,7 +142,35 @@ impl Pool {
         }
         state.last_commit_ns = self.env.clock.monotonic_ns();
         self.space.commit_done(txg)?;
+        self.discard_free_zones();
         self.update_claims()
+    }
+
+    /// Lets devices that grow on a filesystem give back the space of zones that are free for good: the root that no longer
+    /// refers to them is on the devices. Nothing depends on success.
+    fn discard_free_zones(&self) {
+        const AT_ONCE: usize = 64;
+        let member = |device: u16| self.space.members().get(usize::from(device)).and_then(|m| m.device());
+        let grows = |device: u16| member(device).is_some_and(|d| d.host_space().is_some());
+        let zones = self.space.take_discardable(AT_ONCE, grows);
+        if zones.is_empty() {
+            return;
+        }
+        let mut batch = crate::device::IoBatch::new();
+        let mut waited = Vec::new();
+        for place in &zones {
+            let Some(device) = member(place.device) else { continue };
+            let offset = self.space.offset(*place, 0);
+            batch.push(&device, crate::device::Request::Discard { offset, len: 1 << self.space.zone_shift });
+            waited.push(*place);
+        }
+        let outcomes = batch.wait(crate::record::store::WRITE_DEADLINE);
+        // A discard that is still under way must not meet what is written next: its zone stays out of use.
+        let late = |place: &_| {
+            let at = waited.iter().position(|w| w == place);
+            matches!(at.and_then(|i| outcomes.get(i)), Some(crate::device::Outcome::TimedOut))
+        };
+        self.space.discarded(zones.iter().filter(|p| !late(p)).copied().collect());
     }
 
     fn sync_dataset(&self, txg: u64, dataset: &Arc<Dataset>, destroying: bool) -> Result<Root> {

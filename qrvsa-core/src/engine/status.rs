@@ -239,6 +239,10 @@ pub struct DeviceStatus {
     pub size_bytes: u64,
     /// Bytes of it that hold something.
     pub allocated_bytes: u64,
+    /// What backs it, while it is present: `"block"`, `"file"`, `"vhdx"`.
+    pub kind: &'static str,
+    /// The filesystem under a device that grows.
+    pub host: Option<crate::device::HostSpace>,
     /// Why it is in its state.
     pub message: String,
 }
@@ -272,6 +276,20 @@ pub struct Status {
     pub suspended: Option<String>,
     /// What the administrator should know.
     pub warnings: Vec<String>,
+}
+
+/// A container that has still to grow, on a filesystem that has hardly anything left.
+fn host_nearly_full(device: &DeviceStatus) -> Option<String> {
+    const LITTLE: u64 = 1 << 30;
+    let host = device.host?;
+    let growth = device.size_bytes.saturating_sub(device.allocated_bytes);
+    (host.free_bytes < growth.min(LITTLE)).then(|| {
+        let free = crate::device::size::format_size(host.free_bytes);
+        format!(
+            "{} can grow by {free} only: the filesystem that holds it is nearly full; make room there, or move the file",
+            device.path
+        )
+    })
 }
 
 impl Pool {
@@ -360,6 +378,8 @@ impl Pool {
                 repaired: m.repaired.load(Ordering::Relaxed),
                 size_bytes: m.size_bytes,
                 allocated_bytes: allocated[usize::from(m.index)],
+                kind: m.device().map_or("", |d| d.info().kind),
+                host: m.device().and_then(|d| d.host_space()),
                 message: m.message(),
             })
             .collect();
@@ -385,6 +405,8 @@ impl Pool {
                 lost += bytes;
             }
         }
+        let mut warnings = self.warnings.lock().clone();
+        warnings.extend(devices.iter().filter_map(host_nearly_full));
         Status {
             txg: self.committed_txg(),
             usable_bytes: capacity.total * block,
@@ -398,7 +420,7 @@ impl Pool {
             devices,
             damaged: self.damaged.lock().values().cloned().collect(),
             suspended: self.suspended(),
-            warnings: self.warnings.lock().clone(),
+            warnings,
         }
     }
 

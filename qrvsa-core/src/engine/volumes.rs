@@ -116,6 +116,11 @@ impl Pool {
         datasets.iter().filter(|d| d.content() == Content::Volume).map(|d| volume_info(d)).collect()
     }
 
+    /// Whether there is any volume.
+    pub fn has_volumes(&self) -> bool {
+        self.datasets().iter().any(|d| d.content() == Content::Volume)
+    }
+
     /// One volume.
     ///
     /// # Errors

@@ -112,9 +112,13 @@ struct Freed {
 struct AllocState {
     active: HashMap<(Class, u8), u32>,
     freed: Vec<Freed>,
+    /// Usable blocks in `freed`.
+    freed_blocks: u64,
     free_zones: Vec<BTreeSet<u32>>,
     /// Zones of dissolved groups, available when the commit that dissolves them is through.
     leaving_zones: Vec<ZoneRef>,
+    /// Zones given back, whose space a growing device may give back, too.
+    discardable: Vec<ZoneRef>,
     next_group: u32,
 }
 
@@ -324,7 +328,7 @@ impl Space {
                 Class::System | Class::Log => fixed += as_usable(g, rows),
             }
         }
-        let pending = alloc.freed.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
+        let pending = alloc.freed_blocks;
         let meta_group = (1 + u64::from(self.geometry.parity)) * rows * k / columns;
         let reserve = (whole * 3 / 100).max(2 * meta_group).min(whole / 4);
         // free rows of metadata groups serve as reserve first
@@ -655,7 +659,10 @@ impl Space {
             fail!(Corrupt, "rows {row}+{rows} of block group {group_id} are freed but were not in use");
         }
         let width = if group.class == Class::Data { group.width } else { 0 };
-        self.alloc.lock().freed.push(Freed { txg, epoch: u64::MAX, group: group_id, row, rows, width });
+        let mut alloc = self.alloc.lock();
+        alloc.freed_blocks += u64::from(rows) * u64::from(width);
+        alloc.freed.push(Freed { txg, epoch: u64::MAX, group: group_id, row, rows, width });
+        drop(alloc);
         self.capacity_changed();
         Ok(())
     }
@@ -674,16 +681,45 @@ impl Space {
             .into_iter()
             .partition(|f| f.txg < txg && f.epoch != u64::MAX && self.epoch.passed(f.epoch));
         alloc.freed = waiting;
+        alloc.freed_blocks -= ready.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
         for f in &ready {
             let group = self.group(f.group)?;
             self.with_rows(&group, |r| group.release(r, f.row, f.rows))?;
         }
         for place in std::mem::take(&mut alloc.leaving_zones) {
             alloc.free_zones[usize::from(place.device)].insert(place.zone);
+            alloc.discardable.push(place);
         }
         drop(alloc);
         self.capacity_changed();
         Ok(())
+    }
+
+    /// Takes up to `most` zones that were given back and are still free, on members of which `wanted` says so: nobody is
+    /// given them until [`Space::discarded`]. All others are forgotten.
+    pub fn take_discardable(&self, most: usize, wanted: impl Fn(u16) -> bool) -> Vec<ZoneRef> {
+        let mut alloc = self.alloc.lock();
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(place) = alloc.discardable.pop()
+        {
+            if wanted(place.device) && alloc.free_zones[usize::from(place.device)].remove(&place.zone) {
+                taken.push(place);
+            }
+        }
+        drop(alloc);
+        self.capacity_changed();
+        taken
+    }
+
+    /// The zones taken by [`Space::take_discardable`] are free again.
+    pub fn discarded(&self, zones: Vec<ZoneRef>) {
+        let mut alloc = self.alloc.lock();
+        for place in zones {
+            alloc.free_zones[usize::from(place.device)].insert(place.zone);
+        }
+        drop(alloc);
+        self.capacity_changed();
     }
 
     /// Whether rows wait to become available.

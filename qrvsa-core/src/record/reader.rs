@@ -175,7 +175,7 @@ impl RecordStore {
                 && pieces[at].offset == end_offset
                 && bufs.len() < 512
             {
-                bufs.push(AlignedBuf::zeroed(pieces[at].len));
+                bufs.push(AlignedBuf::spare(pieces[at].len));
                 end_offset += pieces[at].len as u64;
                 at += 1;
             }
@@ -188,6 +188,7 @@ impl RecordStore {
                 Outcome::Done(bufs) => {
                     for (piece, buf) in pieces[run].iter().zip(bufs) {
                         self.accept(piece, &buf, &mut requests[piece.request], small, wanted);
+                        buf.keep();
                     }
                 }
                 Outcome::Failed(error) => {

@@ -1,12 +1,14 @@
 //! The directory `.volumes` in the root of a filesystem: every operation that is not about it goes to the filesystem.
 //!
 //! Whether it is there, and whether its files can be written, says the property `volumes` of the filesystem (`off`, `ro`,
-//! `rw`), at each use. It belongs to the owner of the root directory, and nobody else may look into it: a volume is the disk of
+//! `rw`), at each use. As long as nobody has set it, it is `ro` once the pool has a volume, unless the filesystem has something of that
+//! name itself. It belongs to the owner of the root directory, and nobody else may look into it: a volume is the disk of
 //! somebody's machine. A volume of more than 64 TiB has no file, as the format has no such disks.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -46,7 +48,7 @@ impl Access {
     /// From the property's value.
     pub fn parse(value: &str) -> Option<Access> {
         match value {
-            "" | "off" => Some(Access::Off),
+            "off" => Some(Access::Off),
             "ro" => Some(Access::ReadOnly),
             "rw" => Some(Access::ReadWrite),
             _ => None,
@@ -61,6 +63,8 @@ pub struct WithVolumes {
     pool: Arc<Pool>,
     /// Files that somebody has open, and how often. Only these hold their volume.
     open: Mutex<HashMap<Ino, (Arc<Face>, u64)>>,
+    /// Whether `.volumes` was there when somebody was last told that the root's listing may be remembered.
+    was_there: AtomicBool,
 }
 
 fn refused<T>(errno: Errno) -> Result<T> {
@@ -70,11 +74,15 @@ fn refused<T>(errno: Errno) -> Result<T> {
 impl WithVolumes {
     /// The filesystem `inner` of a dataset, with the volumes of the pool that it is in.
     pub fn new(inner: Arc<dyn Operations>, dataset: Arc<Dataset>, pool: Arc<Pool>) -> WithVolumes {
-        WithVolumes { inner, dataset, pool, open: Mutex::new(HashMap::new()) }
+        WithVolumes { inner, dataset, pool, open: Mutex::default(), was_there: AtomicBool::new(false) }
     }
 
     fn access(&self) -> Access {
-        self.dataset.property(PROPERTY).and_then(|value| Access::parse(&value)).unwrap_or(Access::Off)
+        match self.dataset.property(PROPERTY) {
+            Some(value) => Access::parse(&value).unwrap_or(Access::Off),
+            None if self.pool.has_volumes() && self.inner.lookup(ROOT_INO, NAME).is_err() => Access::ReadOnly,
+            None => Access::Off,
+        }
     }
 
     /// Whether the name is the directory's.
@@ -327,6 +335,11 @@ impl Operations for WithVolumes {
         Ok(data.len())
     }
 
+    fn has_late_errors(&self) -> bool {
+        // a volume's writes fail at once or not at all
+        self.inner.has_late_errors()
+    }
+
     fn flush(&self, ino: Ino) -> Result<()> {
         if ino < OURS { self.inner.flush(ino) } else { Ok(()) }
     }
@@ -434,6 +447,11 @@ impl Operations for WithVolumes {
     }
 
     fn may_cache(&self, ino: Ino) -> bool {
+        if ino == ROOT_INO {
+            // once after each change of the property, the listing is read anew
+            let there = self.access() != Access::Off;
+            return self.was_there.swap(there, Ordering::AcqRel) == there && self.inner.may_cache(ino);
+        }
         ino < OURS && self.inner.may_cache(ino)
     }
 

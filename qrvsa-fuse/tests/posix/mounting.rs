@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use qrvsa_core::ErrorKind;
-use qrvsa_fuse::helper::remount;
+use qrvsa_fuse::remount::remount;
 use qrvsa_fuse::{Exit, MountOptions, Unmount, mount};
 
 use crate::support::memfs::MemFs;

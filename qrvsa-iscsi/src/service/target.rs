@@ -13,7 +13,7 @@ use crate::info::{LunMetrics, Metrics, SessionInfo, TargetInfo};
 use crate::scsi::{DeviceServer, Nexus, TaskEnd};
 use crate::session::enter::Entry;
 use crate::session::mailbox::Event;
-use crate::session::shared::{Session, Stage};
+use crate::session::shared::Session;
 use crate::session::task::TaskControl;
 
 #[derive(Default)]
@@ -125,7 +125,7 @@ impl Target {
         self.server.nexus_lost(&session.nexus);
         sum_up(&mut self.retired.lock(), &session.counters.read());
         self.sessions.lock().list.retain(|s| !Arc::ptr_eq(s, session));
-        session.set_stage(Stage::Ended);
+        session.set_ended();
         self.session_left.notify_all();
     }
 
@@ -175,7 +175,7 @@ impl Target {
 
     fn close_session(&self, session: &Session) {
         session.mailbox.post(Event::Close("closed by the administrator".into()));
-        session.wait_left(PATIENCE);
+        session.wait_ended(PATIENCE);
     }
 
     pub(crate) fn drop_session(&self, sid: u64) -> Result<(), ServiceError> {

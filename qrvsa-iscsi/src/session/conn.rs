@@ -17,7 +17,7 @@ use super::mailbox::{Event, Mailbox};
 use super::manage::{Management, Pending};
 use super::order::TaskOrder;
 use super::rx::{Got, InBuffer};
-use super::shared::{Session, Stage};
+use super::shared::Session;
 use super::task::{Head, Ready, Receiving, TaskControl};
 use super::text::TextState;
 use super::tx::{Data, OutQueue};
@@ -680,9 +680,8 @@ impl Conn {
         session.tasks.lock().clear();
         session.outstanding.store(0, std::sync::atomic::Ordering::Relaxed);
         let target = Arc::clone(&session.target);
-        if hand_over {
+        if hand_over && session.hand_over(self.exp_cmd_sn, self.next_serial) {
             tracing::info!("{}: connection {} leaves {}: {why}", self.who(), self.cid, target.name());
-            session.set_stage(Stage::Handed { exp_cmd_sn: self.exp_cmd_sn, serial: self.next_serial });
         } else {
             tracing::info!("{} has left {}: {why}", self.who(), target.name());
             target.session_ended(&session);

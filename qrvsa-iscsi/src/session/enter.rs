@@ -218,9 +218,10 @@ impl Arrival {
             if session.link.lock().cid != cid {
                 return Err((status::TOO_MANY_CONNECTIONS, "a session has one connection here".into()));
             }
-            session.mailbox.post(Event::HandOver);
-            let stage = session.wait_left(left()).ok_or_else(busy)?;
-            let (exp_cmd_sn, serial) = session.take_over(stage).ok_or_else(none)?;
+            let (exp_cmd_sn, serial) = session.inherit(left()).map_err(|stage| match stage {
+                Stage::Ended => none(),
+                _ => busy(),
+            })?;
             *session.link.lock() = link;
             // What is mail for the old connection is not for the new one.
             session.mailbox.take();
@@ -248,10 +249,8 @@ impl Arrival {
                 Entry::Gone => return Err((status::REMOVED, "the target is gone".into())),
                 Entry::Taken(old) => {
                     old.mailbox.post(Event::Close("the initiator logs in again".into()));
-                    match old.wait_left(left()).ok_or_else(busy)? {
-                        Stage::Ended => {}
-                        _ if left().is_zero() => return Err(busy()),
-                        _ => std::thread::yield_now(),
+                    if !old.wait_ended(left()) {
+                        return Err(busy());
                     }
                 }
                 Entry::New(session) => {

@@ -9,6 +9,9 @@ use crate::pdu::build::{self, Residual};
 use crate::scsi::Response;
 use crate::service::counters::Counters;
 
+/// Beyond this, answers leave before all commands at hand are carried out, so that the initiator is not idle meanwhile.
+const EARLY_BYTES: usize = 256 << 10;
+
 const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
 
@@ -65,6 +68,14 @@ impl Conn {
 
     /// Sends data-in and status of a command.
     pub(crate) fn respond(&mut self, head: &Head, response: Response) {
+        self.answer(head, response);
+        if self.out.bytes() >= EARLY_BYTES {
+            // An error comes up again where the rest is sent.
+            let _ = self.out.send(&self.socket);
+        }
+    }
+
+    fn answer(&mut self, head: &Head, response: Response) {
         self.abandon(head);
         let limit = head.read_bytes();
         let moved_in = response.data_in.len() as u64;

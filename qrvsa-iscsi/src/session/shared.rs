@@ -42,6 +42,12 @@ pub(crate) enum Stage {
     Ended,
 }
 
+struct StageState {
+    stage: Stage,
+    /// Logins that wait to take the session over.
+    heirs: usize,
+}
+
 pub(crate) struct Session {
     pub(crate) nexus: Arc<Nexus>,
     pub(crate) alias: String,
@@ -55,7 +61,7 @@ pub(crate) struct Session {
     pub(crate) counters: CounterTable,
     pub(crate) parking: Parking,
     pub(crate) began: Instant,
-    stage: Mutex<Stage>,
+    stage: Mutex<StageState>,
     stage_changed: Condvar,
 }
 
@@ -80,7 +86,7 @@ impl Session {
             counters: CounterTable::default(),
             parking: Parking::default(),
             began: Instant::now(),
-            stage: Mutex::new(Stage::Active),
+            stage: Mutex::new(StageState { stage: Stage::Active, heirs: 0 }),
             stage_changed: Condvar::new(),
         })
     }
@@ -129,17 +135,27 @@ impl Session {
         running
     }
 
-    pub(crate) fn set_stage(&self, stage: Stage) {
-        *self.stage.lock() = stage;
+    pub(crate) fn set_ended(&self) {
+        self.stage.lock().stage = Stage::Ended;
         self.stage_changed.notify_all();
     }
 
+    /// Leaves the session to a login that waits for it. `false`: none does any more.
+    pub(crate) fn hand_over(&self, exp_cmd_sn: u32, serial: u64) -> bool {
+        let mut state = self.stage.lock();
+        if state.heirs == 0 {
+            return false;
+        }
+        state.stage = Stage::Handed { exp_cmd_sn, serial };
+        self.stage_changed.notify_all();
+        true
+    }
+
     /// Makes a new connection the active one of a session that was handed over. `None`: it was not, or another was faster.
-    pub(crate) fn take_over(&self, seen: Stage) -> Option<(u32, u64)> {
-        let mut stage = self.stage.lock();
-        match *stage {
-            Stage::Handed { exp_cmd_sn, serial } if *stage == seen => {
-                *stage = Stage::Active;
+    fn take_over(state: &mut StageState) -> Option<(u32, u64)> {
+        match state.stage {
+            Stage::Handed { exp_cmd_sn, serial } => {
+                state.stage = Stage::Active;
                 // A serial number of 0 marks a new session.
                 Some((exp_cmd_sn, serial.max(1)))
             }
@@ -147,15 +163,29 @@ impl Session {
         }
     }
 
-    /// Waits until the connection has left. `None`: it has not within that time.
-    pub(crate) fn wait_left(&self, patience: Duration) -> Option<Stage> {
+    /// Asks the connection to leave, and takes the session over from it: next CmdSN and serial number.
+    ///
+    /// # Errors
+    /// The stage that the session is in instead.
+    pub(crate) fn inherit(&self, patience: Duration) -> Result<(u32, u64), Stage> {
         let deadline = Instant::now() + patience;
-        let mut stage = self.stage.lock();
-        while *stage == Stage::Active {
-            if self.stage_changed.wait_until(&mut stage, deadline).timed_out() {
-                return None;
+        let mut state = self.stage.lock();
+        state.heirs += 1;
+        self.mailbox.post(Event::HandOver);
+        while state.stage == Stage::Active && !self.stage_changed.wait_until(&mut state, deadline).timed_out() {}
+        state.heirs -= 1;
+        Session::take_over(&mut state).ok_or(state.stage)
+    }
+
+    /// Waits for the end of the session. `false`: it has not come within that time.
+    pub(crate) fn wait_ended(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.stage.lock();
+        while state.stage != Stage::Ended {
+            if self.stage_changed.wait_until(&mut state, deadline).timed_out() {
+                return false;
             }
         }
-        Some(*stage)
+        true
     }
 }

@@ -482,7 +482,7 @@ impl BusState {
 
     fn note_uberblock(&mut self, offset: u64) {
         use qrvsa_core::pool::format::layout::{RING_OFFSET, RING_SLOTS, SLOT_BYTES};
-        if (RING_OFFSET..RING_OFFSET + u64::from(RING_SLOTS) * SLOT_BYTES as u64).contains(&offset) {
+        if (RING_OFFSET..RING_OFFSET + RING_SLOTS * SLOT_BYTES as u64).contains(&offset) {
             self.uberblocks += 1;
         }
     }

@@ -9,14 +9,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use qrvsa_core::Result;
-use qrvsa_core::engine::Pool;
+use qrvsa_core::engine::open::Candidate;
+use qrvsa_core::engine::{Options, Pool};
 use qrvsa_core::env::SeededRandom;
+use qrvsa_core::pool::format::layout;
 use qrvsa_core::pool::space::Geometry;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::bus::{Batch, Bus};
 use crate::clock::WorldClock;
-use crate::image::{Change, Image, SECTORS, merge};
+use crate::image::{BLOCK, Change, Image, SECTORS, merge};
 use crate::model::{Model, State};
 use crate::session::{Action, Session};
 use crate::verify;
@@ -247,8 +249,8 @@ impl Explorer<'_> {
                 add((0..n).map(|_| self.random.chance(1, 2)).collect(), None);
             }
         }
-        for i in answered..n {
-            let sectors = open[i].change.sectors();
+        for (i, write) in open.iter().enumerate().skip(answered) {
+            let sectors = write.change.sectors();
             let mut cuts = vec![1, sectors / 2, sectors - 1];
             cuts.extend((SECTORS < sectors).then_some(SECTORS));
             cuts.push(self.random.below(sectors as u64) as usize);
@@ -310,6 +312,11 @@ impl Explorer<'_> {
         self.found.in_import += u64::from(self.nested);
         let nest = !self.nested && turn % 400 == 7;
         self.state(&images, &stretch.allowed, None, nest, turn % 16 == 3);
+        // the state before the newest is whole as long as no newer one is durable
+        if turn % 8 == 5 && !self.nested {
+            self.found.states += 1;
+            self.guard(turn, None, |e| e.try_previous(&images));
+        }
         // with one device lost besides
         if self.start.geometry.parity > 0 && turn % 4 == 1 {
             let lost = (turn / 4) as usize % images.len();
@@ -321,9 +328,17 @@ impl Explorer<'_> {
 
     fn state(&mut self, images: &[Image], allowed: &[State], lost: Option<usize>, nest: bool, go_on: bool) {
         let turn = self.found.states;
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            self.try_state(images, allowed, lost, nest, go_on)
-        }));
+        self.guard(turn, lost, |e| e.try_state(images, allowed, lost, nest, go_on));
+    }
+
+    /// Notes what is wrong, panics too, with the command that repeats it.
+    fn guard(
+        &mut self,
+        turn: u64,
+        lost: Option<usize>,
+        work: impl FnOnce(&mut Self) -> std::result::Result<(), String>,
+    ) {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self)));
         let text = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(text)) => text,
@@ -334,6 +349,29 @@ impl Explorer<'_> {
             "geometry {}, workload {}, state {turn}{lost}: {text}\n  again: qrvsa-sim crash-states --geometry {} --workload {}",
             self.start.geometry, self.number, self.index, self.number
         ));
+    }
+
+    /// With the newest uberblock gone from all devices, the root of the one before is read and found whole.
+    fn try_previous(&mut self, images: &[Image]) -> std::result::Result<(), String> {
+        let (bus, clock) = self.start.bus(images);
+        let candidates: Vec<Candidate> = (0..images.len()).filter_map(|i| Candidate::new(bus.device(i)).ok()).collect();
+        let newest = candidates.iter().filter_map(|c| c.uberblocks.first()).map(|u| (u.generation, u.txg)).max();
+        let Some((_, txg)) = newest else { return Err("no uberblock at all".to_owned()) };
+        for (i, candidate) in candidates.iter().enumerate() {
+            if candidate.uberblocks.first().map(|u| (u.generation, u.txg)) == newest {
+                bus.0.lock().disks[i].tamper(layout::slot_offset(txg) / BLOCK as u64, |block| block[8] ^= 1);
+            }
+        }
+        let options = Options { read_only: true, ..verify::options() };
+        let session = verify::import(&bus, verify::environment(&clock, self.number), options, |_| true)
+            .map_err(|e| format!("without its newest uberblock: {e}"))?;
+        let report = session.pool.check(true, &mut |_| ());
+        session.pool.abandon();
+        let report = report.map_err(|e| format!("without its newest uberblock, the check: {e}"))?;
+        if report.problem_count > 0 {
+            return Err(format!("without its newest uberblock the check found: {}", report.problems.join("; ")));
+        }
+        Ok(())
     }
 
     fn try_state(

@@ -75,6 +75,10 @@ struct Inner {
     clones: BTreeSet<usize>,
     /// The fault of the coming rebuild goes beyond the promise.
     next_beyond: bool,
+    /// Something else than absence happened to a device since the last clean scrub.
+    rotten: bool,
+    /// The transaction group at which the devices' past was kept.
+    past: u64,
 }
 
 /// A world.
@@ -110,6 +114,8 @@ pub fn run(seed: u64, say: bool) -> Outcome {
         problem: None,
         clones: BTreeSet::new(),
         next_beyond: false,
+        rotten: false,
+        past: 0,
     };
     let world = World(Arc::new(Mutex::new(inner)));
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live(&plan, devices)));
@@ -327,6 +333,7 @@ impl Inner {
     /// Power fails if it has not yet, and comes back; the pool is imported again, perhaps after crashes in that.
     fn recover(&mut self, goal: Option<plan::Goal>) -> Verdict<()> {
         self.settle_hits();
+        let committed = self.session.as_ref().map_or(0, |s| s.pool.committed_txg());
         if let Some(session) = self.session.take() {
             session.abandon();
         }
@@ -335,6 +342,9 @@ impl Inner {
             self.crashes += 1;
             self.bus.crash(&self.random);
             self.bus.0.lock().state = PoolState::Importing;
+            if attempt == 0 && goal.is_none() {
+                self.restore_old(committed);
+            }
             if attempt < 3 && self.random.chance(1, 4) {
                 let mut bus = self.bus.0.lock();
                 bus.cut_at = Some(bus.changes + self.random.below(25));

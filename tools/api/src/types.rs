@@ -436,6 +436,15 @@ pub struct DeviceStatus {
     /// Bytes given to zones with data.
     #[serde(default)]
     pub allocated_bytes: u64,
+    /// What backs it, while it is present: `block`, `file`, `vhdx`.
+    #[serde(default)]
+    pub kind: String,
+    /// Of a device that grows: bytes it takes of the filesystem under it.
+    #[serde(default)]
+    pub host_taken_bytes: Option<u64>,
+    /// Of a device that grows: bytes the filesystem under it has left.
+    #[serde(default)]
+    pub host_free_bytes: Option<u64>,
     /// Why the state is what it is; empty when `ONLINE`.
     #[serde(default)]
     pub message: String,

@@ -47,7 +47,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
         return 0;
     }
     if let Some(list) = &request.remount {
-        return match qrvsa_fuse::helper::remount(&request.dir, list) {
+        return match qrvsa_fuse::remount::remount(&request.dir, list) {
             Ok(()) => 0,
             Err(e) => {
                 eprintln!("qrvsa: {e}");
@@ -145,6 +145,15 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Request, ApiError> {
                             value.to_str().ok_or_else(|| usage("the options are not valid UTF-8".to_owned()))?;
                         remount |= add_options(value, &mut options, &mut socket)?;
                         lists.push(value.to_owned());
+                    } else if flag == 't' && value != qrvsa_fuse::FS_TYPE && value != "qrvsa" {
+                        return Err(usage(format!(
+                            "type {}: only {} is mounted here",
+                            value.display(),
+                            qrvsa_fuse::FS_TYPE
+                        )));
+                    } else if flag == 'N' {
+                        // the daemon would mount in its own
+                        return Err(usage("other mount namespaces (-N) are not supported".to_owned()));
                     }
                     break;
                 }
@@ -228,7 +237,7 @@ mod tests {
         assert_eq!(request.source.to_string(), "tank/home");
         assert_eq!(request.options, ["noatime", "user", "threads=8"]);
         assert_eq!((request.socket, request.fake), (None, false));
-        let request = parsed(&["tank", "/t", "-sfnv", "-oro,socket=/run/s", "-t", "fuse.qrvsa", "-N", "1"]).unwrap();
+        let request = parsed(&["tank", "/t", "-sfnv", "-oro,socket=/run/s", "-t", "fuse.qrvsa"]).unwrap();
         assert_eq!(request.socket.as_deref(), Some(Path::new("/run/s")));
         assert!(request.fake);
         assert_eq!(request.options, ["ro"]);
@@ -246,6 +255,8 @@ mod tests {
             &["tank", "/a", "-x"],
             &["tank", "/a", "-o", "socket=relative"],
             &["tank", "/a", "-o", "move"],
+            &["tank", "/a", "-t", "ext4"],
+            &["tank", "/a", "-N", "1"],
         ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use qrvsa_api::units::{format_bytes, format_duration, format_rate, format_time};
 use qrvsa_api::{
-    DebugEntry, DeviceState, Fragment, FsInfo, JobInfo, JobKind, JobState, MountInfo, MountState, PoolState,
-    PoolStatus, PoolSummary, Property, VolumeInfo,
+    DebugEntry, DeviceState, DeviceStatus, Fragment, FsInfo, JobInfo, JobKind, JobState, MountInfo, MountState,
+    PoolState, PoolStatus, PoolSummary, Property, VolumeInfo,
 };
 
 use crate::ui::{clean, table};
@@ -218,10 +218,23 @@ fn devices(pool: &PoolStatus) -> String {
             device.write_errors.to_string(),
             device.checksum_errors.to_string(),
             device.repaired.to_string(),
-            clean(&device.message),
+            note(device),
         ]);
     }
     table(&rows, &[0, 3, 4, 5, 6, 7, 8])
+}
+
+/// What there is to say about a device.
+fn note(device: &DeviceStatus) -> String {
+    let mut notes = Vec::new();
+    if let (Some(taken), Some(free)) = (device.host_taken_bytes, device.host_free_bytes) {
+        let (taken, free) = (format_bytes(taken), format_bytes(free));
+        notes.push(format!("{}: takes {taken} of its filesystem, which has {free} left", clean(&device.kind)));
+    }
+    if !device.message.is_empty() {
+        notes.push(clean(&device.message));
+    }
+    notes.join("; ")
 }
 
 /// `fs list`.

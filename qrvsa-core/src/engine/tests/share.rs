@@ -211,9 +211,16 @@ fn volumes_stand_beside_the_files_as_the_property_says() {
     pool.create_volume("big", &big).unwrap();
     let dataset = world.dataset();
     let inner = Arc::new(FileSystem::open(dataset.clone(), FsOptions::default()).unwrap());
-    let ops = WithVolumes::new(inner, dataset.clone(), pool.clone());
+    let ops = WithVolumes::new(inner.clone(), dataset.clone(), pool.clone());
     let file = NewNode { mode: libc::S_IFREG | 0o644, umask: 0, rdev: 0 };
     ops.mknod(ROOT, ROOT_INO, b"file", file).unwrap();
+    // nobody has set the property: there with the first volume, unless a file of the user's has the name
+    assert_eq!(names(&ops, ROOT_INO), [".", "..", "file", ".volumes"]);
+    assert_eq!(ops.lookup(ROOT_INO, b".volumes").unwrap().mode, libc::S_IFDIR | 0o500);
+    inner.mknod(ROOT, ROOT_INO, b".volumes", file).unwrap();
+    assert_eq!(ops.lookup(ROOT_INO, b".volumes").unwrap().mode, libc::S_IFREG | 0o644);
+    ops.unlink(ROOT_INO, b".volumes").unwrap();
+    dataset.set_property("volumes", "off");
     assert_eq!(names(&ops, ROOT_INO), [".", "..", "file"]);
     assert_eq!(errno(ops.lookup(ROOT_INO, b".volumes")), Errno::ENOENT);
     assert!(!ops.may_cache_name(ROOT_INO, b".volumes") && ops.may_cache_name(ROOT_INO, b"file"));
@@ -226,7 +233,8 @@ fn volumes_stand_beside_the_files_as_the_property_says() {
     assert_eq!((attr.mode, attr.size), (libc::S_IFREG | 0o400, 36 * MIB));
     assert_eq!(ops.getattr(attr.ino).unwrap().size, 36 * MIB);
     assert_eq!(ops.lookup(dir, b"..").unwrap().ino, ROOT_INO);
-    assert!(!ops.may_cache(attr.ino) && ops.may_cache(ROOT_INO));
+    assert!(!ops.may_cache(attr.ino) && !ops.may_cache(dir));
+    assert!(!ops.may_cache(ROOT_INO) && ops.may_cache(ROOT_INO), "read anew once after the change");
     ops.open(ROOT, attr.ino, false).unwrap();
     let mut head = [0; 8];
     assert_eq!(ops.read(attr.ino, 0, &mut head).unwrap(), 8);

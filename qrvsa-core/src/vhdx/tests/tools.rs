@@ -228,3 +228,85 @@ fn a_repair_replays_the_log_of_the_engine() {
         assert!(contents(&load(&crashed, false).unwrap()) == wanted);
     }
 }
+
+mod damage {
+    use proptest::prelude::*;
+
+    use super::super::super::check::testing::{VIOLATIONS, differencing, dirty, dynamic};
+    use super::*;
+
+    /// Opens and reads what can be; any answer will do.
+    fn use_image(bytes: &[u8], write: bool) {
+        let file = SimFile::new();
+        file.write_at(bytes, 0).unwrap();
+        let parent = |_: &format::ParentLocator| {
+            // The parent that the child was made for.
+            let guid: [u8; 16] = std::array::from_fn(|i| i as u8);
+            let mut image = dynamic();
+            image.headers(|image, at| {
+                image.put(at + 32, &guid);
+            });
+            let file = SimFile::new();
+            file.write_at(&image.bytes, 0).unwrap();
+            load(&file, false)
+        };
+        let Ok(image) = Image::load(file.clone(), write, &env(), parent) else { return };
+        let mut at = 0;
+        for _ in 0..64 {
+            let Ok(extent) = image.extent(at) else { break };
+            let mut buf = [0; 4096];
+            let len = extent.length.min(4096) as usize;
+            let _ = image.read(at, &mut buf[..len]);
+            at += extent.length.max(512);
+            if at >= image.size() {
+                break;
+            }
+        }
+        let _ = image.count_blocks();
+        if write {
+            let _ = image.write(0, &[1; 512]);
+            let _ = image.compact(&mut |_, _| {});
+            let _ = image.resize(MIB, true);
+            let _ = image.close();
+        }
+    }
+
+    #[test]
+    fn sound_images_are_opened() {
+        for image in [dynamic(), dirty()] {
+            let file = SimFile::new();
+            file.write_at(&image.bytes, 0).unwrap();
+            assert_eq!(load(&file, true).unwrap().size(), 8 * MIB);
+        }
+    }
+
+    #[test]
+    fn every_violation_is_survived() {
+        for (_, base, breaking, _) in VIOLATIONS {
+            let mut image = base();
+            breaking(&mut image);
+            use_image(&image.bytes, false);
+            use_image(&image.bytes, true);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn random_damage_is_survived(
+            base in 0..3usize,
+            damage in prop::collection::vec((0..4u64, 0..70_000u64, any::<[u8; 8]>(), 1..9usize), 1..8),
+            write: bool,
+        ) {
+            let mut image = [dynamic, differencing, dirty][base]();
+            for (place, offset, bytes, len) in damage {
+                let at = [0, MIB, 2 * MIB, 3 * MIB][place as usize] + offset % if place == 3 { 33_000 } else { 70_000 };
+                image.put(at, &bytes[..len]);
+            }
+            image.headers(|_, _| {});
+            image.regions(|_, _| {});
+            use_image(&image.bytes, write);
+        }
+    }
+}

@@ -115,9 +115,7 @@ impl World {
                     ];
                     let kind = *pick(&w.random, &kinds);
                     let target = *pick(&w.random, &crate::fault::TARGETS);
-                    w.bus.0.lock().disks.iter_mut().for_each(|d| {
-                        d.remember();
-                    });
+                    w.remember();
                     w.arm(plan::Goal { kind, target, state: PoolState::Healthy });
                 });
                 self.work(8)
@@ -158,14 +156,14 @@ impl World {
         let goal = plan.goal;
         self.with(|w| {
             w.tell(|| format!("the goal: {goal:?}"));
-            w.bus.0.lock().disks.iter_mut().for_each(|d| d.remember());
+            w.remember();
         });
         let harmless = matches!(goal.kind, Kind::Crash | Kind::Lost);
         match goal.state {
             PoolState::Healthy | PoolState::Recoding => {
                 self.heal()?;
                 self.with(|w| {
-                    w.bus.0.lock().disks.iter_mut().for_each(|d| d.remember());
+                    w.remember();
                     w.arm(goal);
                 });
                 self.touch()?;
@@ -179,7 +177,7 @@ impl World {
                 }
                 self.work(2)?;
                 self.with(|w| {
-                    w.bus.0.lock().disks.iter_mut().for_each(|d| d.remember());
+                    w.remember();
                     w.beyond |= !harmless && w.tainted.len() >= w.parity();
                     if w.session.is_some() {
                         w.arm(goal);
@@ -286,9 +284,9 @@ impl World {
         self.with(|w| {
             w.clock.set_yield(Some(Box::new(move || {
                 world.with(|w| {
-                    for _ in 0..w.random.below(4) {
+                    for _ in 0..w.random.below(4).max(u64::from(!quiet)) {
                         if w.problem.is_none() && !w.off() && w.session.is_some() {
-                            let result = if w.random.chance(1, 2) { w.provoke() } else { w.operate() };
+                            let result = if !quiet || w.random.chance(1, 2) { w.provoke() } else { w.operate() };
                             if let Err(e) = result {
                                 w.problem = Some(format!("during a rebuild: {e}"));
                             }
@@ -304,13 +302,14 @@ impl World {
             w.clock.set_yield(None);
             w.tell(|| format!("rebuild: {:?} {}", job.state(), job.message()));
             w.after_job(committed, before);
-            w.rest();
             if let Some(problem) = w.problem.take() {
                 return Err(problem);
             }
             if w.off() {
+                w.bus.0.lock().state = PoolState::Rebuilding;
                 return w.recover(None);
             }
+            w.rest();
             if quiet && !w.beyond && (job.state() != JobState::Finished || pool.needs_rebuild()) {
                 return Err(format!("a rebuild did not end well: {:?} {}", job.state(), job.message()));
             }
@@ -373,10 +372,16 @@ impl World {
                 return Ok(());
             }
             let mut clean = false;
+            let crashes = self.with(|w| w.crashes);
             for _ in 0..3 {
+                let rotten = self.with(|w| w.rotten);
                 clean = self.scrub()?;
                 if clean {
                     break;
+                }
+                // devices were away, and nothing else: what they missed was rebuilt before they count
+                if self.with(|w| w.session.is_some() && !rotten && !w.rotten && !w.beyond && w.crashes == crashes) {
+                    return Err("a device that was away came back without what it missed".to_owned());
                 }
             }
             let done = self.with(|w| {
@@ -397,6 +402,7 @@ impl World {
                     .all(|m| m.state() == MemberState::Removed || m.state() == MemberState::Online);
                 if clean && whole {
                     w.tainted.clear();
+                    w.rotten = false;
                     w.bus.0.lock().disks.iter_mut().for_each(|d| d.swapped = false);
                     w.clones.clear();
                     let members = w.pool().space.members();

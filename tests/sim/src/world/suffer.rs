@@ -63,6 +63,8 @@ impl Inner {
             rule.op = Some(crate::bus::Op::Read);
         }
         self.tell(|| format!("fault: {rule:?}"));
+        // what is away is rebuilt when it is back; whatever else it was, only a scrub finds
+        self.rotten |= kind != Kind::Vanished;
         self.bus.inject(rule);
     }
 
@@ -77,6 +79,26 @@ impl Inner {
         self.choose(fits, target)
     }
 
+    /// Keeps what the devices hold, as their past.
+    pub(super) fn remember(&mut self) {
+        let Some(session) = &self.session else { return };
+        self.past = session.pool.committed_txg();
+        self.bus.0.lock().disks.iter_mut().for_each(|d| d.remember());
+    }
+
+    /// While nothing is open, a device is put back to what it was some groups ago.
+    pub(super) fn restore_old(&mut self, committed: u64) {
+        if self.past == 0 || committed < self.past + 3 || !self.random.chance(1, 4) {
+            return;
+        }
+        let Some(victim) = self.victim_at_rest(None) else { return };
+        self.tell(|| format!("disk{victim} is what it was at group {}", self.past));
+        let mut bus = self.bus.0.lock();
+        let state = bus.state;
+        bus.disks[victim].go_back();
+        bus.hits.push(crate::bus::Hit { kind: Kind::Vanished, device: victim, offset: 0, state });
+    }
+
     /// A device goes.
     pub(super) fn lose_one(&mut self) {
         let Some(victim) = self.victim(None) else { return };
@@ -89,6 +111,7 @@ impl Inner {
     /// Changes what lies on a device that may suffer, behind everyone's back.
     pub(super) fn rot(&mut self) {
         let Some(victim) = self.victim(None) else { return };
+        self.rotten = true;
         let mut bus = self.bus.0.lock();
         let state = bus.state;
         let written: Vec<u64> = bus.disks[victim].medium().blocks().into_keys().collect();

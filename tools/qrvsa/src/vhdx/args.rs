@@ -61,8 +61,8 @@ pub enum Vhdx {
         #[arg(value_parser = size)]
         size: u64,
         /// Cut off the end of the disk although there may be data.
-        #[arg(long)]
-        shrink: bool,
+        #[arg(long, short, visible_alias = "shrink")]
+        force: bool,
         /// Only show what would be done.
         #[arg(long, short = 'n')]
         dry_run: bool,

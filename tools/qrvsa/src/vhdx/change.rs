@@ -17,7 +17,7 @@ fn name(path: &Path) -> String {
 }
 
 /// Runs `vhdx resize`.
-pub fn resize(file: &Path, size: u64, shrink: bool, dry_run: bool, json: bool) -> Result<u8, ApiError> {
+pub fn resize(file: &Path, size: u64, force: bool, dry_run: bool, json: bool) -> Result<u8, ApiError> {
     let image = Image::open(file, !dry_run).map_err(|e| failed(&e))?;
     let before = image.size();
     let sector = image.disk().logical_sector;
@@ -28,13 +28,13 @@ pub fn resize(file: &Path, size: u64, shrink: bool, dry_run: bool, json: bool) -
     // What would be cut off is looked at even in a dry run.
     let cut = if size < before { data_between(&image, size, before).map_err(|e| failed(&e))? } else { 0 };
     if !dry_run {
-        if cut > 0 && !shrink {
+        if cut > 0 && !force {
             let message = format!("{} has data behind {}, which would be lost", file.display(), format_size(size));
             return Err(
-                ApiError::new(ErrorKind::NeedsForce, message).with_hint("repeat with --shrink if it may be lost")
+                ApiError::new(ErrorKind::NeedsForce, message).with_hint("repeat with --force if it may be lost")
             );
         }
-        image.resize(size, shrink).and_then(|()| image.close()).map_err(|e| failed(&e))?;
+        image.resize(size, force).and_then(|()| image.close()).map_err(|e| failed(&e))?;
     }
     let value = json!({
         "file": file.display().to_string(),

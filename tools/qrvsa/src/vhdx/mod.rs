@@ -21,7 +21,7 @@ pub fn run(command: &Vhdx, json: bool) -> Result<u8, ApiError> {
         Vhdx::Info { file } => look::info(file, json),
         Vhdx::Check { file } => check::check(file, json),
         Vhdx::Repair { file, dry_run } => check::repair(file, *dry_run, json),
-        Vhdx::Resize { file, size, shrink, dry_run } => change::resize(file, *size, *shrink, *dry_run, json),
+        Vhdx::Resize { file, size, force, dry_run } => change::resize(file, *size, *force, *dry_run, json),
         Vhdx::Compact { file, dry_run } => change::compact(file, *dry_run, json),
         Vhdx::Convert(args) => make::convert(args, json),
         Vhdx::Merge { child, delete, dry_run } => change::merge(child, *delete, *dry_run, json),

@@ -89,6 +89,9 @@ fn device(d: &DeviceStatus) -> api::DeviceStatus {
         repaired: d.repaired,
         size_bytes: d.size_bytes,
         allocated_bytes: d.allocated_bytes,
+        kind: d.kind.to_owned(),
+        host_taken_bytes: d.host.map(|h| h.taken_bytes),
+        host_free_bytes: d.host.map(|h| h.free_bytes),
         message,
     }
 }

@@ -257,7 +257,7 @@ impl Running {
         Ok(vec![
             entry("recordsize", fs.record_size().to_string(), false),
             entry("atime", atime.to_owned(), false),
-            entry("volumes", dataset.property("volumes").unwrap_or_else(|| "off".to_owned()), false),
+            entry("volumes", dataset.property("volumes").unwrap_or_else(|| "ro".to_owned()), false),
             entry("created_unix_s", (dataset.created_ns / 1_000_000_000).to_string(), true),
             entry("used_bytes", self.pool.dataset_used_bytes(dataset)?.to_string(), true),
         ])

@@ -221,6 +221,9 @@ impl Engine for FakeEngine {
                 repaired: 0,
                 size_bytes: 2 << 30,
                 allocated_bytes: 1 << 30,
+                kind: "file".into(),
+                host_taken_bytes: None,
+                host_free_bytes: None,
                 message: String::new(),
             });
             Ok(PoolStatus {
