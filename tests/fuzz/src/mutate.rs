@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// Sixty-four bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// A number below `bound`; 0 when there is none.
     pub fn below(&mut self, bound: usize) -> usize {
-        if bound == 0 { 0 } else { (self.next() % bound as u64) as usize }
+        if bound == 0 { 0 } else { (self.bits() % bound as u64) as usize }
     }
 }
 
@@ -71,13 +71,13 @@ fn change(input: &mut Vec<u8>, other: &[u8], words: &[&[u8]], random: &mut Rando
     let len = input.len();
     if len == 0 {
         input.extend_from_slice(other);
-        input.push(random.next() as u8);
+        input.push(random.bits() as u8);
         return;
     }
     let at = random.below(len);
     match random.below(13) {
         0 | 1 => input[at] ^= 1 << random.below(8),
-        2 => input[at] = random.next() as u8,
+        2 => input[at] = random.bits() as u8,
         3 => input[at] = input[at].wrapping_add((random.below(9) as u8).wrapping_sub(4)),
         4 | 5 => number(input, at, random),
         6 => input.truncate(at),
@@ -92,7 +92,7 @@ fn change(input: &mut Vec<u8>, other: &[u8], words: &[&[u8]], random: &mut Rando
             insert(input, random.below(len + 1), &piece);
         }
         9 => {
-            let piece: Vec<u8> = (0..1 + random.below(PIECE_MAX / 4)).map(|_| random.next() as u8).collect();
+            let piece: Vec<u8> = (0..1 + random.below(PIECE_MAX / 4)).map(|_| random.bits() as u8).collect();
             insert(input, at, &piece);
         }
         10 => {

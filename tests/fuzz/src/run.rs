@@ -4,11 +4,15 @@
 //! add up to what a few changes to the corpus would not reach.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{LazyLock, Once};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::mutate::{Random, mutate};
 use crate::{Target, corpus};
@@ -23,6 +27,29 @@ const FAILURES_MAX: usize = 5;
 thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
+
+/// An input that runs now.
+struct Running {
+    target: &'static str,
+    input: Vec<u8>,
+    since: Instant,
+    keep_in: PathBuf,
+}
+
+/// What runs now, by the thread that runs it; beside it a thread that ends the process when an input never ends.
+static RUNNING: LazyLock<Mutex<HashMap<ThreadId, Running>>> = LazyLock::new(|| {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let running = RUNNING.lock();
+            let Some(hung) = running.values().find(|r| r.since.elapsed() > TIME_MAX * 3) else { continue };
+            let path = corpus::keep(&hung.keep_in.join(hung.target), &hung.input);
+            eprintln!("an input of {} does not end; it is kept: {path:?}", hung.target);
+            std::process::exit(1);
+        }
+    });
+    Mutex::default()
+});
 
 /// Keeps panics of this thread quiet, for the report.
 fn install_hook() {
@@ -134,7 +161,13 @@ pub fn fuzz(target: &Target, seed: u64, until: Until, keep_in: &Path) -> io::Res
 impl Outcome {
     fn one(&mut self, target: &Target, input: &[u8], keep_in: &Path) -> io::Result<bool> {
         self.inputs += 1;
-        match execute(target, input) {
+        let thread = std::thread::current().id();
+        let keep = keep_in.to_owned();
+        let now = Running { target: target.name, input: input.to_vec(), since: Instant::now(), keep_in: keep };
+        RUNNING.lock().insert(thread, now);
+        let result = execute(target, input);
+        RUNNING.lock().remove(&thread);
+        match result {
             Ok(accepted) => {
                 self.accepted += u64::from(accepted);
                 Ok(accepted)
@@ -144,7 +177,8 @@ impl Outcome {
                 let what = execute(target, &small).err().unwrap_or(what);
                 let path = corpus::keep(&keep_in.join(target.name), &small)?;
                 // the same place in the code again is no news
-                if !self.failures.iter().any(|f| f.what == what) {
+                let place = |what: &str| what.split(": ").next().map(str::to_owned);
+                if !self.failures.iter().any(|f| place(&f.what) == place(&what)) {
                     self.failures.push(Failure { path, what });
                 }
                 Ok(false)

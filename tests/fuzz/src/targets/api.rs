@@ -141,7 +141,7 @@ fn words(input: &[u8]) -> bool {
     let Some((kind, bytes)) = input.split_first() else { return false };
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let _ = check_name("pool", text);
-    match kind % 10 {
+    match kind.wrapping_sub(b'0') % 10 {
         0 => shown::<FsName>(text),
         1 => text.parse::<qrvsa_core::pool::space::Geometry>().is_ok() | shown::<Geometry>(text),
         2 => {

@@ -17,7 +17,7 @@ pub const COMMANDS: Target = Target {
     name: "scsi-commands",
     covers: "CDBs and parameter lists, sequences of them from two initiators",
     run: commands,
-    seeds: seeds,
+    seeds,
     words: &[
         &[0x5f, 0],
         &[0x5f, 6],

@@ -156,7 +156,7 @@ fn conf(input: &[u8]) -> bool {
     // whatever is included is this file again, once or twice
     let include = |path: &Path| -> Result<Vec<Source>, String> {
         let one = || Source { path: path.to_owned(), text: text.clone() };
-        if path.as_os_str().len() % 2 == 0 { Ok(vec![one(), one()]) } else { Ok(vec![one()]) }
+        if path.as_os_str().len().is_multiple_of(2) { Ok(vec![one(), one()]) } else { Ok(vec![one()]) }
     };
     match Parser::new(&include).parse(&main) {
         Ok(items) => match read(&items) {
