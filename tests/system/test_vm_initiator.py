@@ -1,7 +1,7 @@
 """What a kernel initiator sees: Debian's stock kernel with open-iscsi in a guest, on LUNs of a pool."""
 import iscsi
 from guest import Guest
-from lib import GIB, MIB, Daemon, check, options, same, wait_for
+from lib import GIB, MIB, Daemon, Failure, check, options, same, wait_for
 
 KEY = "0xabc123"
 DIGESTS = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.DataDigest": "CRC32C"}
@@ -108,7 +108,12 @@ def test_kill_under_a_verified_load(t):
         def written():
             return sum(lun["writes"]["bytes"] for s in target.sessions() for lun in s["luns"].values())
         start = written()
-        wait_for(lambda: written() - start > 4 * MIB, 120, "4 MiB more of the load")
+        try:
+            wait_for(lambda: written() - start > 4 * MIB, 30, "4 MiB more of the load")
+        except Failure:
+            t.step("the load: %s", guest.finish(120, ok=False))
+            t.step("%s", guest.kernel_log())
+            raise
         daemon.kill()
         t.step("killed, turn %d", turn)
         daemon.start()

@@ -169,6 +169,28 @@ pub fn mount_point_in(mountinfo: &str, device: u64) -> Option<String> {
     })
 }
 
+/// The mount on which a path lies, from a `mountinfo` table: its device number as `MAJOR:MINOR`, and its file system's type.
+/// The path has to be absolute and without links, as the kernel gives it. Of mounts at the same place the last one counts.
+fn mount_of<'a>(mountinfo: &'a str, path: &Path) -> Option<(&'a str, &'a str)> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ');
+        let device = fields.nth(2)?;
+        let point = unescape(fields.nth(1)?);
+        let depth = path.starts_with(&point).then(|| Path::new(&point).components().count())?;
+        Some((depth, device, after.split(' ').next()?))
+    });
+    mounts.max_by_key(|(depth, ..)| *depth).map(|(_, device, kind)| (device, kind))
+}
+
+/// Whether a path can be another name of a file on `device`, and asking for it is safe: a file system that a process or another
+/// machine serves may never answer, so that only one that holds the file in question, and has answered for it, is asked.
+fn may_be_on(mountinfo: &str, path: &Path, device: u64) -> bool {
+    const SERVED: [&str; 8] = ["fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs"];
+    let Some((number, kind)) = mount_of(mountinfo, path) else { return false };
+    number == format!("{}:{}", major(device), minor(device)) || !SERVED.iter().any(|served| kind.starts_with(served))
+}
+
 /// Undoes the octal escapes of `mountinfo` (blank, tab, newline, backslash).
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
@@ -197,14 +219,16 @@ pub fn refuse_if_used(path: &Path, kind: Kind, stat: &FileStat) -> Result<()> {
 
 /// The loop device that has this file as its backing file.
 fn loop_device_of(stat: &FileStat) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for entry in fs::read_dir("/sys/block").ok()?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with("loop") {
             continue;
         }
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+        let backing = Path::new(backing.trim_end_matches('\n'));
         let same = |m: fs::Metadata| m.st_dev() == stat.st_dev && m.st_ino() == stat.st_ino;
-        if fs::metadata(backing.trim_end_matches('\n')).is_ok_and(same) {
+        if may_be_on(&mounts, backing, stat.st_dev) && fs::metadata(backing).is_ok_and(same) {
             return Some(name);
         }
     }
@@ -226,6 +250,31 @@ mod tests {
         assert_eq!(mount_point_in(table, makedev(8, 17)).as_deref(), Some("/mnt/a b\\c"));
         assert_eq!(mount_point_in(table, makedev(8, 2)), None);
         assert_eq!(mount_point_in("", makedev(8, 2)), None);
+    }
+
+    /// A loop device on a mount that does not answer must not be asked for when a file elsewhere becomes a device.
+    #[test]
+    fn a_mount_that_may_hang_is_not_asked() {
+        let table = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                     30 22 0:40 / /mnt/dead\\040one rw - fuse.qrvsa tank rw\n\
+                     31 22 0:41 / /mnt/far rw shared:2 - nfs4 host:/x rw\n\
+                     32 31 8:17 / /mnt/far/near rw - btrfs /dev/sdb1 rw\n\
+                     33 22 8:33 / /twice rw - xfs /dev/sdc1 rw\n\
+                     34 33 0:42 / /twice rw - fuseblk /dev/sdd1 rw\n\
+                     broken line\n";
+        let may = |path: &str, device| may_be_on(table, Path::new(path), device);
+        let root = makedev(8, 1);
+        assert!(may("/a/b.img", root));
+        assert!(may("/mnt/dead", root));
+        assert!(may("/mnt/dead oneself", root));
+        assert!(!may("/mnt/dead one/b.img", root));
+        assert!(!may("/mnt/far/b.img", root));
+        assert!(!may("/twice/b.img", root));
+        // the file itself lies there: the file system has just answered for it
+        assert!(may("/mnt/dead one/b.img", makedev(0, 40)));
+        // btrfs gives its files other device numbers than mountinfo has
+        assert!(may("/mnt/far/near/b.img", root));
+        assert!(!may_be_on("", Path::new("/a"), root));
     }
 
     #[test]
