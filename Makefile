@@ -9,7 +9,7 @@ export DESTDIR PREFIX
 # of the benchmarks
 export BENCH_DIR
 
-.PHONY: help build up down test test-quick test-long lint bench install clean simulator crash-states sim mutants soak fuzzer fuzz coverage
+.PHONY: help build up down test test-quick test-long test-vm lint bench install clean simulator crash-states sim mutants soak fuzzer fuzz coverage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ test-long:
 test-quick: ## the same with small sizes and without the long tests
 	@tools/dev/need.sh build mount lint test
 	@tools/dev/test.sh quick
+
+test-vm: build ## a kernel initiator in QEMU: Debian's kernel with open-iscsi on our LUNs
+	@tools/dev/need.sh test vm
+	tests/system/run.py --vm
 
 lint: ## formatting and lints
 	@tools/dev/need.sh build lint

@@ -87,12 +87,13 @@ class Guest:
             raise Failure("in the guest: %s\n%s" % (result, self.kernel_log()))
         return result
 
-    def sh(self, script, *args, timeout=240, ok=True):
-        """Runs a script to its end; its output."""
+    def sh(self, script, *args, timeout=240, ok=True, quiet=False):
+        """Runs a script to its end; with `quiet`, without a line in the test's log."""
         begin = time.monotonic()
         self.start(script, *args)
         result = self.finish(timeout, ok)
-        self.t.step("guest, %.1f s: %s", time.monotonic() - begin, " ".join(str(result).split())[:300])
+        if not quiet:
+            self.t.step("guest, %.1f s: %s", time.monotonic() - begin, " ".join(str(result).split())[:300])
         return result
 
     def kernel_log(self):
@@ -107,12 +108,12 @@ class Guest:
 
     # -- the initiator --------------------------------------------------------------------------------------------------
 
-    def login(self, target, host="10.0.2.2", **settings):
-        """Logs in, with values of the node's database (`__` for `.`, see iscsid.conf); the name of the disk, such as sda."""
+    def login(self, target, host="10.0.2.2", portal=0, **settings):
+        """Logs in, with values of the node's database as in iscsid.conf; the name of the disk, such as sda."""
         lines = ["iscsiadm -m node -T $1 -p $2 -o update -n %s -v %s || exit" % (name, shlex.quote(value)) for name, value in settings.items()]
         self.sh("""iscsiadm -m node -o new -T $1 -p $2 || exit
             %s
-            iscsiadm -m node -T $1 -p $2 --login || exit""" % "\n".join(lines), target.iqn, "%s:%d" % (host, target.port))
+            iscsiadm -m node -T $1 -p $2 --login || exit""" % "\n".join(lines), target.iqn, "%s:%d" % (host, target.ports[portal]))
         return self.disk(target, host)
 
     def disk(self, target, host="10.0.2.2"):

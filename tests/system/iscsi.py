@@ -28,11 +28,12 @@ def free_port():
 
 
 class Target:
-    """A target of a daemon, on a portal of its own."""
+    """A target of a daemon, on portals of its own."""
 
-    def __init__(self, daemon, name="a", everybody=True, port=None):
+    def __init__(self, daemon, name="a", everybody=True, port=None, portals=1):
         self.daemon, self.iqn, self.port = daemon, "%s:%s" % (IQN, name), port or free_port()
-        daemon.cli("target", "create", self.iqn, "--portal", self.portal)
+        self.ports = [self.port] + [free_port() for _ in range(portals - 1)]
+        daemon.cli("target", "create", self.iqn, *(arg for p in self.ports for arg in ("--portal", "127.0.0.1:%d" % p)))
         if everybody:
             daemon.cli("target", "acl", self.iqn, "add", "--all")
 

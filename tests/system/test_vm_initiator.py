@@ -1,18 +1,18 @@
 """What a kernel initiator sees: Debian's stock kernel with open-iscsi in a guest, on LUNs of a pool."""
 import iscsi
 from guest import Guest
-from lib import GIB, MIB, Daemon, check, options, same, wait_for
+from lib import GIB, MIB, Daemon, Failure, check, options, same, wait_for
 
 KEY = "0xabc123"
 DIGESTS = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.DataDigest": "CRC32C"}
 
 
-def volume(t, size="512M"):
+def volume(t, size="512M", portals=1):
     """A daemon, its pool, a target with a volume of this size as its LUN."""
     daemon = Daemon(t).start()
     pool = daemon.pool(size=GIB)
     daemon.cli("volume", "create", "tank/v", size)
-    target = iscsi.Target(daemon)
+    target = iscsi.Target(daemon, portals=portals)
     lun = target.lun("--volume", "tank/v")
     return daemon, pool, target, lun
 
@@ -91,9 +91,39 @@ def test_reservations_of_a_kernel(t):
     same(target.initiator("other").settle(lun).reserve_keys(lun), [], "keys at the end")
 
 
-#: Writes with its own checksums, and reads all of it again; FUA and flushes are what O_SYNC makes of them.
-FIO = """fio --name=load --filename=/dev/%s --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bs=4k,64k --bsrange=4k-64k \
---size=%dm --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_backlog=%d --fdatasync=32 --output-format=normal"""
+#: fio's verified writes, each on stable storage before it counts (FUA): what was answered has to be there after kill -9.
+FIO = """fio --name=load --filename=/dev/%s --ioengine=libaio --direct=1 --sync=1 --iodepth=16 --rw=randwrite --bsrange=4k-64k \
+--size=%dm --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_backlog=256"""
+
+
+class Load:
+    """A verified load that runs in the guest."""
+
+    def __init__(self, guest, target, disk, mebibytes):
+        self.guest, self.target, self.size = guest, target, mebibytes * MIB
+        guest.sh("rm -f /tmp/status; (%s; echo $? > /tmp/status) > /tmp/fio 2>&1 &" % (FIO % (disk, mebibytes)))
+
+    def written(self):
+        """Bytes written by the sessions that there are."""
+        return sum(lun["writes"]["bytes"] for s in self.target.sessions() for lun in s["luns"].values())
+
+    def advance(self):
+        """Waits for an eighth of it; the load has to go on then."""
+        start = self.written()
+        wait_for(lambda: self.written() - start > self.size // 8 or self.ended(), 150, "the load to go on")
+        check(not self.ended(), "the load has ended early")
+
+    def ended(self):
+        """Whether it is over; it must not have failed."""
+        found = self.guest.sh("cat /tmp/status && cat /tmp/fio", ok=False, quiet=True)
+        if found.rc == 0 and not found.out.startswith("0\n"):
+            raise Failure("fio: %s\n%s" % (found, self.guest.kernel_log()))
+        return found.rc == 0
+
+    def finish(self):
+        """Waits for the end, which has to be a good one."""
+        wait_for(self.ended, 400, "the end of the load", 1)
+        self.guest.sh("cat /tmp/fio")
 
 
 @options(seconds=900, vm=True)
@@ -102,21 +132,43 @@ def test_kill_under_a_verified_load(t):
     daemon, _, target, _ = volume(t)
     guest = Guest(t)
     disk = guest.login(target, **DIGESTS)
-    size = t.size(64, 128)
-    guest.start(FIO % (disk, size, 256))
-    for turn in range(t.size(3, 5)):
-        def written():
-            return sum(lun["writes"]["bytes"] for s in target.sessions() for lun in s["luns"].values())
-        start = written()
-        wait_for(lambda: written() - start > 4 * MIB, 120, "4 MiB more of the load")
+    load = Load(guest, target, disk, t.size(64, 128))
+    for turn in range(3):
+        load.advance()
         daemon.kill()
         t.step("killed, turn %d", turn)
         daemon.start()
         wait_for(target.sessions, 120, "the session to come back")
         t.step("logged in again")
-    result = guest.finish(600)
-    check("err= 0" in result.out, "fio: %s", result)
-    t.step("%s", result.out)
+    load.finish()
     guest.unharmed()
     guest.sh("iscsiadm -m node -u")
     daemon.cli("check", "tank", "--deep", timeout=300)
+
+
+@options(seconds=900, vm=True)
+def test_multipath_loses_a_portal(t):
+    """dm-multipath over two portals goes on when one falls silent under a verified load, and takes it again when it is back."""
+    _, _, target, _ = volume(t, portals=2)
+    guest = Guest(t, cards=2)
+    soon = {"node.session.timeo.replacement_timeout": "5"}
+    disks = [guest.login(target, "10.0.2.2", 0, **soon), guest.login(target, "10.0.3.2", 1, **soon)]
+    same(len(set(disks)), 2, "disks")
+    guest.sh("""a=$(cat /sys/block/$1/dev) b=$(cat /sys/block/$2/dev)
+        [ $(cat /sys/block/$1/device/wwid) = $(cat /sys/block/$2/device/wwid) ] || exit
+        echo "0 $(cat /sys/block/$1/size) multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 $a 16 $b 16" | dmsetup create mp --noudevsync
+        dmsetup mknodes mp && dmsetup status mp""", *disks)
+    load = Load(guest, target, "mapper/mp", t.size(64, 128))
+    load.advance()
+    guest.sh("ip link set eth1 down")
+    wait_for(lambda: " F " in guest.sh("dmsetup status mp", quiet=True).out, 120, "the path to fail", 1)
+    t.step("the path has failed")
+    load.advance()
+    guest.sh("ip link set eth1 up")
+    wait_for(lambda: guest.sh("[ $(cat /sys/block/$1/device/state) = running ]", disks[1], ok=False, quiet=True).rc == 0, 120,
+             "the second session to come back", 1)
+    guest.sh("dmsetup message mp 0 reinstate_path $(cat /sys/block/$1/dev)", disks[1])
+    load.advance()
+    same(guest.sh("dmsetup status mp").out.count(" A "), 3, "the group and both paths active")
+    load.finish()
+    guest.sh("dmsetup remove --noudevsync mp; iscsiadm -m node -u")

@@ -1,6 +1,7 @@
 #!/bin/bash
 # need.sh GROUP...: installs with apt what the groups need and is not there. Does nothing, and asks nobody, when all is.
 #   build  compiler and linker      mount  FUSE      test  system tests      lint  linters of scripts      bench  peers
+#   vm     guests: QEMU, and what the recipe of their images needs
 set -u
 missing=()
 # need PROGRAM PACKAGE: by the program, so that one from elsewhere counts
@@ -51,6 +52,13 @@ for group in "$@"; do
       need 7zz 7zip
       need vhdiinfo libvhdi-utils
       compgen -G '/usr/lib/python3/dist-packages/pyvhdi.*' > /dev/null || missing+=(python3-libvhdi)
+      need_qemu
+      ;;
+    vm)
+      need python3 python3
+      need readelf binutils
+      need dpkg-deb dpkg
+      need qemu-system-x86_64 qemu-system-x86
       need_qemu
       ;;
     bench)

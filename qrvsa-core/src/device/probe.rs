@@ -169,25 +169,26 @@ pub fn mount_point_in(mountinfo: &str, device: u64) -> Option<String> {
     })
 }
 
-/// Whether a path is on the filesystem with this device number, by a `mountinfo` table alone. Filesystems without a block device (btrfs, overlay)
-/// show other numbers in files than in the table: any of these counts as a match for one that the table does not have.
-fn lies_on(mountinfo: &str, path: &str, device: u64) -> bool {
-    let wanted = format!("{}:{}", major(device), minor(device));
-    let (mut longest, mut found, mut known) = (0, None, false);
-    for line in mountinfo.lines() {
-        let mut fields = line.split(' ');
-        let (Some(number), Some(point)) = (fields.nth(2), fields.nth(1).map(unescape)) else { continue };
-        known |= number == wanted;
-        if Path::new(path).starts_with(&point) && point.len() >= longest {
-            longest = point.len();
-            found = Some((number, line.contains(" - fuse")));
-        }
-    }
-    match found {
-        Some((number, _)) if known => number == wanted,
-        Some((number, fuse)) => number.starts_with("0:") && !fuse,
-        None => false,
-    }
+/// The mount on which a path lies, from a `mountinfo` table: its device number as `MAJOR:MINOR`, and its file system's type.
+/// The path has to be absolute and without links, as the kernel gives it. Of mounts at the same place the last one counts.
+fn mount_of<'a>(mountinfo: &'a str, path: &Path) -> Option<(&'a str, &'a str)> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ');
+        let device = fields.nth(2)?;
+        let point = unescape(fields.nth(1)?);
+        let depth = path.starts_with(&point).then(|| Path::new(&point).components().count())?;
+        Some((depth, device, after.split(' ').next()?))
+    });
+    mounts.max_by_key(|(depth, ..)| *depth).map(|(_, device, kind)| (device, kind))
+}
+
+/// Whether a path can be another name of a file on `device`, and asking for it is safe: a file system that a process or another
+/// machine serves may never answer, so that only one that holds the file in question, and has answered for it, is asked.
+fn may_be_on(mountinfo: &str, path: &Path, device: u64) -> bool {
+    const SERVED: [&str; 8] = ["fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs"];
+    let Some((number, kind)) = mount_of(mountinfo, path) else { return false };
+    number == format!("{}:{}", major(device), minor(device)) || !SERVED.iter().any(|served| kind.starts_with(served))
 }
 
 /// Undoes the octal escapes of `mountinfo` (blank, tab, newline, backslash).
@@ -216,19 +217,18 @@ pub fn refuse_if_used(path: &Path, kind: Kind, stat: &FileStat) -> Result<()> {
     }
 }
 
-/// The loop device that has this file as its backing file. A backing file is looked at only where it lies on the same mounted
-/// filesystem as ours: another one may be dead, and whoever asks it for anything then waits for ever.
+/// The loop device that has this file as its backing file.
 fn loop_device_of(stat: &FileStat) -> Option<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for entry in fs::read_dir("/sys/block").ok()?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with("loop") {
             continue;
         }
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
-        let backing = backing.trim_end_matches('\n');
+        let backing = Path::new(backing.trim_end_matches('\n'));
         let same = |m: fs::Metadata| m.st_dev() == stat.st_dev && m.st_ino() == stat.st_ino;
-        if lies_on(&table, backing, stat.st_dev) && fs::metadata(backing).is_ok_and(same) {
+        if may_be_on(&mounts, backing, stat.st_dev) && fs::metadata(backing).is_ok_and(same) {
             return Some(name);
         }
     }
@@ -252,22 +252,29 @@ mod tests {
         assert_eq!(mount_point_in("", makedev(8, 2)), None);
     }
 
+    /// A loop device on a mount that does not answer must not be asked for when a file elsewhere becomes a device.
     #[test]
-    fn what_lies_on_another_filesystem_is_not_looked_at() {
-        let table = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-                     30 22 8:17 / /mnt/a\\040b rw - xfs /dev/sdb1 rw\n\
-                     31 22 0:40 / /mnt/pool rw - fuse.qrvsa tank rw\n\
-                     32 22 0:41 / /data rw - btrfs /dev/sdc rw\n\
+    fn a_mount_that_may_hang_is_not_asked() {
+        let table = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                     30 22 0:40 / /mnt/dead\\040one rw - fuse.qrvsa tank rw\n\
+                     31 22 0:41 / /mnt/far rw shared:2 - nfs4 host:/x rw\n\
+                     32 31 8:17 / /mnt/far/near rw - btrfs /dev/sdb1 rw\n\
+                     33 22 8:33 / /twice rw - xfs /dev/sdc1 rw\n\
+                     34 33 0:42 / /twice rw - fuseblk /dev/sdd1 rw\n\
                      broken line\n";
-        assert!(lies_on(table, "/home/x.img", makedev(8, 1)));
-        assert!(lies_on(table, "/mnt/a b/x.img", makedev(8, 17)));
-        assert!(!lies_on(table, "/mnt/a b/x.img", makedev(8, 1)));
-        assert!(!lies_on(table, "/mnt/pool/x.img", makedev(8, 1)));
-        assert!(lies_on(table, "/mnt/pools", makedev(8, 1)), "whole names, not beginnings of names");
-        // a subvolume's number is not in the table
-        assert!(lies_on(table, "/data/x.img", makedev(0, 77)));
-        assert!(!lies_on(table, "/mnt/pool/x.img", makedev(0, 77)));
-        assert!(!lies_on("", "/x", makedev(8, 1)));
+        let may = |path: &str, device| may_be_on(table, Path::new(path), device);
+        let root = makedev(8, 1);
+        assert!(may("/a/b.img", root));
+        assert!(may("/mnt/dead", root));
+        assert!(may("/mnt/dead oneself", root));
+        assert!(!may("/mnt/dead one/b.img", root));
+        assert!(!may("/mnt/far/b.img", root));
+        assert!(!may("/twice/b.img", root));
+        // the file itself lies there: the file system has just answered for it
+        assert!(may("/mnt/dead one/b.img", makedev(0, 40)));
+        // btrfs gives its files other device numbers than mountinfo has
+        assert!(may("/mnt/far/near/b.img", root));
+        assert!(!may_be_on("", Path::new("/a"), root));
     }
 
     #[test]
