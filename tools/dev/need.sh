@@ -1,6 +1,7 @@
 #!/bin/bash
 # need.sh GROUP...: installs with apt what the groups need and is not there. Does nothing, and asks nobody, when all is.
 #   build  compiler and linker      mount  FUSE      test  system tests      lint  linters of scripts      bench  peers
+#   coverage  the tools of the LLVM that the compiler was built with
 set -u
 missing=()
 # need PROGRAM PACKAGE: by the program, so that one from elsewhere counts
@@ -52,6 +53,10 @@ for group in "$@"; do
       need vhdiinfo libvhdi-utils
       compgen -G '/usr/lib/python3/dist-packages/pyvhdi.*' > /dev/null || missing+=(python3-libvhdi)
       need_qemu
+      ;;
+    coverage)
+      llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+      compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-cov" > /dev/null || need "llvm-cov-$llvm" "llvm-$llvm"
       ;;
     bench)
       need tgtd tgt
