@@ -72,6 +72,10 @@ soak: simulator fuzzer ## crash states, seeds and fuzzers side by side until the
 	$(SIM) soak --minutes $(MINUTES); sim=$$?; \
 	wait $$fuzz && exit $$sim
 
+coverage: ## lines of qrvsa-core that its tests, the simulator and the fuzzers run
+	@tools/dev/need.sh build coverage
+	@tools/dev/coverage.sh
+
 mutants: ## break the engine on purpose, one breakage at a time, and see whether the simulator notices
 	@tools/dev/need.sh build
 	@tests/mutants/run.py

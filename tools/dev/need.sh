@@ -2,6 +2,7 @@
 # need.sh GROUP...: installs with apt what the groups need and is not there. Does nothing, and asks nobody, when all is.
 #   build  compiler and linker      mount  FUSE      test  system tests      lint  linters of scripts      bench  peers
 #   vm     guests: QEMU, and what the recipe of their images needs
+#   coverage  the tools of the LLVM that the compiler was built with
 set -u
 missing=()
 # need PROGRAM PACKAGE: by the program, so that one from elsewhere counts
@@ -60,6 +61,10 @@ for group in "$@"; do
       need dpkg-deb dpkg
       need qemu-system-x86_64 qemu-system-x86
       need_qemu
+      ;;
+    coverage)
+      llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+      compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-cov" > /dev/null || need "llvm-cov-$llvm" "llvm-$llvm"
       ;;
     bench)
       need tgtd tgt

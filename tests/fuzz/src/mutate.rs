@@ -25,35 +25,6 @@ impl Random {
     }
 }
 
-/// Values at which arithmetic goes wrong.
-const EDGES: &[u64] = &[
-    0,
-    1,
-    2,
-    0x7f,
-    0x80,
-    0xff,
-    0x100,
-    0xfff,
-    0x1000,
-    0x1001,
-    0x7fff,
-    0x8000,
-    0xffff,
-    0x1_0000,
-    0xf_ffff,
-    0x10_0000,
-    0x7fff_ffff,
-    0x8000_0000,
-    0xffff_f000,
-    0xffff_ffff,
-    0x1_0000_0000,
-    0x7fff_ffff_ffff_ffff,
-    0x8000_0000_0000_0000,
-    0xffff_ffff_ffff_f000,
-    0xffff_ffff_ffff_ffff,
-];
-
 /// Most bytes that a change inserts or removes at once.
 const PIECE_MAX: usize = 64;
 
@@ -74,7 +45,7 @@ fn change(input: &mut Vec<u8>, other: &[u8], words: &[&[u8]], random: &mut Rando
         input.push(random.bits() as u8);
         return;
     }
-    let at = random.below(len);
+    let at = place(len, random);
     match random.below(13) {
         0 | 1 => input[at] ^= 1 << random.below(8),
         2 => input[at] = random.bits() as u8,
@@ -124,9 +95,18 @@ fn insert(input: &mut Vec<u8>, at: usize, piece: &[u8]) {
     input.splice(at..at, piece.iter().copied());
 }
 
-/// A number of 1, 2, 4 or 8 bytes, in either order, becomes an edge, the input's length, or a neighbour of what it was.
+/// Where a change begins. Headers are at the front and fields are aligned, so these places are more likely than others.
+fn place(len: usize, random: &mut Random) -> usize {
+    let front = [len, len, 128, 48][random.below(4)].min(len);
+    let at = random.below(front);
+    at - at % [1, 1, 2, 4][random.below(4)]
+}
+
+/// A number of 1, 2, 4 or 8 bytes, in either order, becomes one at which arithmetic goes wrong: the largest or the smallest
+/// of its width, a power of two, the input's length, what it was, or a neighbour of these.
 fn number(input: &mut [u8], at: usize, random: &mut Random) {
     let width = (1 << random.below(4)).min(input.len() - at);
+    let bits = width * 8;
     let big = random.below(2) == 0;
     let field = &input[at..at + width];
     let old = if big {
@@ -135,10 +115,12 @@ fn number(input: &mut [u8], at: usize, random: &mut Random) {
         field.iter().rev().fold(0, |n: u64, b| n << 8 | u64::from(*b))
     };
     let near = (random.below(17) as u64).wrapping_sub(8);
-    let new = match random.below(4) {
-        0 => EDGES[random.below(EDGES.len())],
-        1 => EDGES[random.below(EDGES.len())].wrapping_add(near),
-        2 => (input.len() as u64).wrapping_add(near),
+    let new = match random.below(6) {
+        0 => u64::MAX,
+        1 => near,
+        2 => (1 << random.below(bits)) - (random.below(2) as u64),
+        3 => (input.len() as u64).wrapping_add(near),
+        4 => old ^ 1 << (bits - 1),
         _ => old.wrapping_add(near),
     };
     let bytes = new.to_le_bytes();

@@ -95,6 +95,7 @@ fn items(input: &[u8]) -> bool {
         }),
         3 => Acl::decode(bytes).is_ok_and(|acl| {
             let Some(mut acl) = acl else { return true };
+            assert_eq!(acl.encode().len(), bytes.len());
             assert_eq!(Acl::decode(&acl.encode()).ok().flatten().as_ref(), Some(&acl));
             let _ = (acl.permission_bits(), acl.is_mode(), acl.inherit(0o777));
             acl.chmod(0o640);

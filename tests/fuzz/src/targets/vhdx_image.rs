@@ -11,8 +11,8 @@ use qrvsa_core::env::{Environment, SimClock};
 use qrvsa_core::vhdx::check::{ImageSource, check};
 use qrvsa_core::vhdx::format::log::{Entry, EntryHeader, entry_checksum};
 use qrvsa_core::vhdx::format::{
-    Guid, HEADER_BYTES, HEADER_OFFSETS, Header, MIB, Metadata, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS, RawHeader,
-    RawRegionTable, checksum_with_hole,
+    BatLayout, Guid, HEADER_BYTES, HEADER_OFFSETS, Header, MIB, Metadata, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS,
+    RawHeader, RawRegionTable, checksum_with_hole,
 };
 use qrvsa_core::vhdx::repair::repair;
 use qrvsa_core::vhdx::{CreateOptions, Image, ImageFile, create_in};
@@ -29,7 +29,7 @@ pub const IMAGE: Target = Target {
     seeds: || {
         let base = |flags: u8| vec![flags];
         let edit = |flags: u8, place: u8, at: u16, bytes: &[u8]| {
-            [&[flags, place][..], &at.to_le_bytes(), &[bytes.len() as u8], bytes].concat()
+            [&[flags, place | 0x80][..], &at.to_le_bytes(), &[bytes.len() as u8], bytes].concat()
         };
         vec![
             base(0x70),
@@ -42,6 +42,9 @@ pub const IMAGE: Target = Target {
             edit(0x70, 6, 8, &[6, 0, 0x50]),
             edit(0x72, 5, 4, &[0]),
             edit(0x70, 10, 70, &[]),
+            // the same in short
+            vec![0x70, 5, 8, 8, 0, 0, 0, 2, 0, 0, 0, 0, 6, 0, 8, 6, 0, 0x50, 0, 0, 0, 0, 0],
+            vec![0x71, 7, 24, 4, 1, 0, 0, 0, 7, 64, 4, b'z', b'e', b'r', b'o', 0, 72, 1, 1, 1, 72, 1, 1],
         ]
     },
     words: &[b"loge", b"desc", b"zero", b"head", b"regi", b"metadata"],
@@ -258,7 +261,10 @@ fn build(input: &mut Input<'_>) -> Contents {
         if input.is_empty() {
             break;
         }
-        let (place, at) = (input.u8() % 12, u64::from(input.u16()));
+        let place = input.u8();
+        // most of what matters is at the front of a structure
+        let at = if place & 0x80 != 0 { u64::from(input.u16()) } else { u64::from(input.u8()) };
+        let place = (place & 0x7f) % 12;
         let len = usize::from(input.u8());
         let bytes = input.bytes(len);
         let base = match place {
@@ -340,6 +346,8 @@ fn image(input: &[u8]) -> bool {
         let _ = mended(&contents);
         return false;
     };
+    let (layout, regions) = (BatLayout::new(&image.disk()), image.regions());
+    assert!(layout.bytes() <= u64::from(regions.bat.length), "the block allocation table ends behind its region");
     let before = sample(&image);
     let mut extents = 0u64;
     let _ = image.for_each_extent(&mut |_| {
