@@ -5,7 +5,7 @@
 #
 #   PEERS="qrvsa btrfs zfsfuse gluster"   also: ext4 (the bare disk)
 #   SIZE_MB DISK_MB RT CAP REPS META_N META_CAP   sizes, see README.md; the defaults here take about twenty minutes on two cores
-#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks   ISCSI=0  without iSCSI
+#   FAULTS=1      the fault suite as well         ENGINE=0   without the engine's benchmarks   ISCSI=0  without iSCSI   VHDX=0  without VHDX
 #   OUT=DIR       keep the JSON of every figure there       DOC=FILE   write the tables elsewhere
 set -u
 cd "$(dirname "$0")" || exit 1
@@ -57,7 +57,7 @@ done
 if [ "${ENGINE:-1}" = 1 ]; then
   printf '== engine (after %d s)\n' $((SECONDS - begin))
   # the benchmarks print their figures on stdout, cargo its own talk on stderr
-  (cd "$ROOT" && cargo bench --locked -p qrvsa-core --benches) > "$out/engine.txt" || failed=1
+  (cd "$ROOT" && cargo bench --locked -p qrvsa-core --bench codec --bench tree --bench pool --bench import) > "$out/engine.txt" || failed=1
 fi
 
 printf '\n'
@@ -65,6 +65,10 @@ printf '\n'
 if [ "${ISCSI:-1}" = 1 ]; then
   printf '\n== iSCSI (after %d s)\n' $((SECONDS - begin))
   ./iscsi.py "$DOC" || failed=1
+fi
+if [ "${VHDX:-1}" = 1 ]; then
+  printf '\n== VHDX (after %d s)\n' $((SECONDS - begin))
+  ./vhdx.py "$DOC" || failed=1
 fi
 printf '\n%d s; tables written to %s\n' $((SECONDS - begin)) "${DOC#"$ROOT"/}"
 exit "$failed"

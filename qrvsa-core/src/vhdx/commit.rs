@@ -111,6 +111,11 @@ impl Image {
 
     /// To be called before every change: of what the disk's user sees (`disk`), or of the file only.
     pub(super) fn begin_change(&self, disk: bool) -> Result<()> {
+        // Random numbers cost two system calls each: they are asked for once, not for every write.
+        let wanted = FILE_CHANGES | if disk { DISK_CHANGES } else { 0 };
+        if self.modified.load(Ordering::Acquire) & wanted == wanted {
+            return self.check_usable();
+        }
         self.begin_change_as(disk, self.random_guid())
     }
 
