@@ -69,8 +69,7 @@ for group in "$@"; do
     bench)
       need tgtd tgt
       need iscsi-perf libiscsi-bin
-      need qemu-img qemu-utils
-      compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null || missing+=(qemu-block-extra)
+      need_qemu
       need fio fio
       need python3 python3
       need mkfs.btrfs btrfs-progs
