@@ -154,7 +154,7 @@ mod tests {
     fn numbers_are_written_in_both_orders() {
         let mut random = Random::new(3);
         let mut seen = [false; 2];
-        for _ in 0..1000 {
+        for _ in 0..100_000 {
             let mut input = [0u8; 4];
             number(&mut input, 0, &mut random);
             seen[0] |= input == [0x00, 0x10, 0x00, 0x00];
