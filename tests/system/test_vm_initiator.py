@@ -101,7 +101,7 @@ class Load:
 
     def __init__(self, guest, target, disk, mebibytes):
         self.guest, self.target, self.size = guest, target, mebibytes * MIB
-        guest.sh("rm -f /tmp/status; (%s; echo $? > /tmp/status) > /tmp/fio 2>&1 &" % (FIO % (disk, mebibytes)))
+        guest.sh("rm -f /tmp/status; (%s; echo $? > /tmp/s; mv /tmp/s /tmp/status) > /tmp/fio 2>&1 &" % (FIO % (disk, mebibytes)))
 
     def written(self):
         """Bytes written by the sessions that there are."""
