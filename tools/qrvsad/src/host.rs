@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -50,6 +51,80 @@ fn mountpoints(table: &[u8]) -> impl Iterator<Item = PathBuf> {
         .split(|b| *b == b'\n')
         .filter_map(|line| line.split(|b| *b == b' ').nth(4))
         .map(|field| PathBuf::from(OsString::from_vec(unescape_octal(field))))
+}
+
+/// Refuses a path whose storage is a file of a QRVSA mount, itself or through loop devices, partitions and mappings. The
+/// daemon would wait for itself: it could neither end nor be killed. A path that does not exist is judged by its directory.
+///
+/// # Errors
+/// `Invalid`.
+pub fn refuse_own_mounts(path: &Path) -> Result<()> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    match stands_on(path, &fuse_devices(&table), Path::new("/sys/dev/block"), 0) {
+        Some(file) => Err(Error::new(
+            ErrorKind::Invalid,
+            format!(
+                "{} lies in a QRVSA mount, and the daemon would wait for itself; use a volume instead",
+                file.display()
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The device numbers of the QRVSA mounts of a mountinfo table.
+fn fuse_devices(table: &[u8]) -> Vec<u64> {
+    let text = String::from_utf8_lossy(table);
+    let ours =
+        text.lines().filter(|line| line.split_once(" - ").is_some_and(|(_, rest)| rest.starts_with("fuse.qrvsa ")));
+    ours.filter_map(|line| device_number(line.split(' ').nth(2)?)).collect()
+}
+
+/// Reads `MAJOR:MINOR`.
+fn device_number(text: &str) -> Option<u64> {
+    let (major, minor) = text.trim_end().split_once(':')?;
+    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The file on one of these filesystems that a file or block device stands on. `blocks` is the kernel's directory of block
+/// devices by number.
+fn stands_on(path: &Path, filesystems: &[u64], blocks: &Path, depth: u32) -> Option<PathBuf> {
+    const DEPTH_MAX: u32 = 16;
+    if depth > DEPTH_MAX || filesystems.is_empty() {
+        return None;
+    }
+    let whole = std::path::absolute(path).ok()?;
+    let parent = whole.parent().and_then(|parent| std::fs::metadata(parent).ok());
+    let metadata = std::fs::metadata(&whole).ok().or(parent)?;
+    if filesystems.contains(&metadata.dev()) {
+        return Some(path.to_owned());
+    }
+    if !metadata.file_type().is_block_device() {
+        return None;
+    }
+    block_stands_on(metadata.rdev(), filesystems, blocks, depth)
+}
+
+fn block_stands_on(device: u64, filesystems: &[u64], blocks: &Path, depth: u32) -> Option<PathBuf> {
+    let entry = blocks.join(format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device)));
+    let entry = std::fs::canonicalize(entry).ok()?;
+    // a partition has what backs it in the directory above
+    for directory in [entry.as_path(), entry.parent()?] {
+        if let Ok(file) = std::fs::read(directory.join("loop/backing_file")) {
+            let file = PathBuf::from(OsString::from_vec(file.trim_ascii_end().to_vec()));
+            if let Some(found) = stands_on(&file, filesystems, blocks, depth + 1) {
+                return Some(found);
+            }
+        }
+        for slave in std::fs::read_dir(directory.join("slaves")).into_iter().flatten().flatten() {
+            let number = std::fs::read_to_string(slave.path().join("dev")).ok().and_then(|text| device_number(&text));
+            let found = number.filter(|_| depth < 16).and_then(|n| block_stands_on(n, filesystems, blocks, depth + 1));
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    None
 }
 
 fn unescape_octal(field: &[u8]) -> Vec<u8> {
@@ -105,6 +180,38 @@ pub fn memory_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn storage_in_a_mount_of_ours_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = std::fs::metadata(dir.path()).unwrap().dev();
+        let file = dir.path().join("disk");
+        let nowhere = Path::new("/nowhere");
+        assert_eq!(stands_on(&file, &[dev], nowhere, 0), Some(file.clone()), "not there yet");
+        std::fs::write(&file, b"x").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("disk", &link).unwrap();
+        assert_eq!(stands_on(&link, &[dev], nowhere, 0), Some(link));
+        assert_eq!(stands_on(&file, &[dev + 1], nowhere, 0), None);
+
+        // a mapping over a partition of a loop device over the file
+        let blocks = dir.path().join("sys");
+        std::fs::create_dir_all(blocks.join("7:0/loop")).unwrap();
+        std::fs::create_dir_all(blocks.join("7:0/p1")).unwrap();
+        std::fs::create_dir_all(blocks.join("253:0/slaves/loop0p1")).unwrap();
+        std::fs::write(blocks.join("7:0/loop/backing_file"), format!("{}\n", file.display())).unwrap();
+        std::os::unix::fs::symlink("7:0/p1", blocks.join("259:1")).unwrap();
+        std::fs::write(blocks.join("253:0/slaves/loop0p1/dev"), "259:1\n").unwrap();
+        let mapping = nix::sys::stat::makedev(253, 0);
+        assert_eq!(block_stands_on(mapping, &[dev], &blocks, 0), Some(file));
+        assert_eq!(block_stands_on(mapping, &[dev + 1], &blocks, 0), None);
+    }
+
+    #[test]
+    fn only_qrvsa_mounts_count() {
+        let table = b"42 27 0:39 / /mnt/a rw - fuse.qrvsa p rw\n43 27 0:40 / /mnt/b rw shared:1 - fuse.other p rw\n";
+        assert_eq!(fuse_devices(table), [nix::sys::stat::makedev(0, 39)]);
+    }
 
     #[test]
     fn mountinfo_is_read_with_escapes() {

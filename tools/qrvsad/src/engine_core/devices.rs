@@ -49,6 +49,7 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
     let mut seen = BTreeSet::new();
     for spec in specs {
         let path = absolute(&spec.path);
+        crate::host::refuse_own_mounts(&path)?;
         let identity = match std::fs::metadata(&path) {
             Ok(meta) => format!("{}:{}:{}", meta.dev(), meta.ino(), meta.rdev()),
             Err(_) => path.display().to_string(),
@@ -113,6 +114,7 @@ fn busy_member(path: &Path, error: Error) -> Error {
 
 /// Opens a device that is or was a member.
 pub fn open_existing(path: &Path) -> Result<Arc<dyn Device>> {
+    crate::host::refuse_own_mounts(path)?;
     open_any(&absolute(path), OpenOptions { create_size: None, exclusive: true, read_only: false })
 }
 

@@ -82,6 +82,9 @@ impl Targets {
     /// Opens storage; its best logical block comes with it.
     fn open(&self, lun: &Lun) -> Result<(Arc<dyn Backing>, u32)> {
         const BLOCK: u32 = 512;
+        if let LunSource::File(path) | LunSource::Vhdx(path) = &lun.source {
+            crate::host::refuse_own_mounts(path).map_err(|e| from_core(&e))?;
+        }
         match &lun.source {
             LunSource::Volume(name) => {
                 let volume = self.engine.open_volume(name).map_err(|e| from_core(&e))?;
