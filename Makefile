@@ -9,7 +9,7 @@ export DESTDIR PREFIX
 # of the benchmarks
 export BENCH_DIR
 
-.PHONY: help build up down test test-quick test-long lint bench install clean simulator crash-states sim mutants soak
+.PHONY: help build up down test test-quick test-long lint bench install clean simulator crash-states sim mutants soak fuzzer fuzz coverage
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,8 +53,20 @@ crash-states: simulator ## crash short workloads at every write, with every choi
 sim: simulator ## simulated worlds with faults of every kind, and what they hit (SEEDS=n, SEED=first)
 	@$(SIM) seeds --count $(SEEDS) $(if $(SEED),--first $(SEED),--known tests/sim/known-seeds) --table
 
-soak: simulator ## crash states and seeds until the time is over (MINUTES=n)
-	@$(SIM) soak --minutes $(MINUTES)
+FUZZ := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/sim/qrvsa-fuzz
+SECONDS ?= 60
+
+fuzzer:
+	@tools/dev/need.sh build
+	@cargo build --profile sim --locked --quiet -p qrvsa-fuzz
+
+fuzz: fuzzer ## throw changed inputs at all that reads foreign bytes (SECONDS=n, SEED=n, TARGET=name)
+	@$(FUZZ) run --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(TARGET),--target $(TARGET))
+
+soak: simulator fuzzer ## crash states, seeds and fuzzers side by side until the time is over (MINUTES=n)
+	@$(FUZZ) run --seconds $$(( $(MINUTES) * 60 )) --seed "$$(date +%s)" & fuzz=$$!; \
+	$(SIM) soak --minutes $(MINUTES); sim=$$?; \
+	wait $$fuzz && exit $$sim
 
 mutants: ## break the engine on purpose, one breakage at a time, and see whether the simulator notices
 	@tools/dev/need.sh build

@@ -49,12 +49,13 @@ def wait_for(condition, seconds, what, step=0.1):
         time.sleep(step)
 
 
-def options(seconds=120, long_seconds=None, long_only=False, anywhere=False):
-    """Marks a test: its deadline in quick and in long mode, whether it runs in long mode only, and whether it needs
-    nothing but a directory, so that `run.py --against DIR` can check the test itself on another filesystem."""
+def options(seconds=120, long_seconds=None, long_only=False, anywhere=False, vm=False):
+    """Marks a test: its deadline in quick and in long mode, whether it runs in long mode only, whether it needs
+    nothing but a directory, so that `run.py --against DIR` can check the test itself on another filesystem, and whether
+    it boots a guest and runs with `run.py --vm` only."""
     def mark(function):
         function.seconds, function.long_seconds = seconds, long_seconds or seconds
-        function.long_only, function.anywhere = long_only, anywhere
+        function.long_only, function.anywhere, function.vm = long_only, anywhere, vm
         return function
     return mark
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs the system tests: one process per test, one line per test, nothing left behind.
 
-    run.py [--quick | --long] [--list] [--keep] [--seed N] [--against DIR] [NAME...]
+    run.py [--quick | --long] [--vm] [--list] [--keep] [--seed N] [--against DIR] [NAME...]
 
 NAME selects by substring of `file.test`. `--against DIR` runs those tests that need nothing but a directory on another
-filesystem: it checks the tests, not the program. Ends with the line `N passed, N failed`, and exit status 1 if any failed.
+filesystem: it checks the tests, not the program. `--vm` runs those that boot a guest, and no others. Ends with the line `N passed, N failed`, and exit status 1 if any failed.
 
 A test has a deadline. When it passes, the daemons of the test are killed first, which frees whoever waits for their mounts.
 After each test, kept or failed, its processes, mounts and loop devices are gone; what a test that says it succeeded left
@@ -211,6 +211,7 @@ def main():
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="small sizes, without the long tests (the default)")
     mode.add_argument("--long", action="store_true", help="full sizes and all tests")
+    p.add_argument("--vm", action="store_true", help="the tests that boot a guest, and no others")
     p.add_argument("--list", action="store_true", help="only list the tests and what they promise")
     p.add_argument("--keep", action="store_true", help="keep logs and directories")
     p.add_argument("--seed", type=int, help="repeat a random run")
@@ -222,10 +223,11 @@ def main():
     if args.one:
         child(args)
     tests = [(n, f, text) for n, f, text in discover()
-             if (not args.names or any(x in n for x in args.names)) and (not args.against or f.anywhere)]
+             if (not args.names or any(x in n for x in args.names)) and (not args.against or f.anywhere)
+             and (args.list or args.vm == f.vm)]
     if args.list:
         for name, f, text in tests:
-            print("%-44s %s%s" % (name, "(long) " if f.long_only else "", text))
+            print("%-44s %s%s" % (name, "(long) " if f.long_only else "(vm) " if f.vm else "", text))
         return
     if os.geteuid() != 0:
         sys.exit("the system tests mount filesystems and attach loop devices: run them as root")

@@ -42,16 +42,17 @@ part "lint" tools/dev/lint.sh
 rc=$?
 count $rc $((rc == 0)) 0
 
+# Tests and the simulator share a profile, so that what they stand on is compiled once.
 if command -v cargo-nextest > /dev/null; then
-  part "unit and property tests" cargo nextest run --workspace --locked --no-fail-fast --status-level fail --hide-progress-bar --no-tests pass
+  part "unit and property tests" cargo nextest run --cargo-profile sim --workspace --locked --no-fail-fast --status-level fail --hide-progress-bar --no-tests pass
   rc=$?
   count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 else
-  part "unit and property tests" cargo test --workspace --locked --no-fail-fast --quiet --lib --bins --tests
+  part "unit and property tests" cargo test --profile sim --workspace --locked --no-fail-fast --quiet --lib --bins --tests
   rc=$?
   count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 fi
-part "examples in the documentation" cargo test --workspace --locked --quiet --doc
+part "examples in the documentation" cargo test --profile sim --workspace --locked --quiet --doc
 rc=$?
 count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 

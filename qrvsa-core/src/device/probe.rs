@@ -169,6 +169,27 @@ pub fn mount_point_in(mountinfo: &str, device: u64) -> Option<String> {
     })
 }
 
+/// Whether a path is on the filesystem with this device number, by a `mountinfo` table alone. Filesystems without a block device (btrfs, overlay)
+/// show other numbers in files than in the table: any of these counts as a match for one that the table does not have.
+fn lies_on(mountinfo: &str, path: &str, device: u64) -> bool {
+    let wanted = format!("{}:{}", major(device), minor(device));
+    let (mut longest, mut found, mut known) = (0, None, false);
+    for line in mountinfo.lines() {
+        let mut fields = line.split(' ');
+        let (Some(number), Some(point)) = (fields.nth(2), fields.nth(1).map(unescape)) else { continue };
+        known |= number == wanted;
+        if Path::new(path).starts_with(&point) && point.len() >= longest {
+            longest = point.len();
+            found = Some((number, line.contains(" - fuse")));
+        }
+    }
+    match found {
+        Some((number, _)) if known => number == wanted,
+        Some((number, fuse)) => number.starts_with("0:") && !fuse,
+        None => false,
+    }
+}
+
 /// Undoes the octal escapes of `mountinfo` (blank, tab, newline, backslash).
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
@@ -195,16 +216,19 @@ pub fn refuse_if_used(path: &Path, kind: Kind, stat: &FileStat) -> Result<()> {
     }
 }
 
-/// The loop device that has this file as its backing file.
+/// The loop device that has this file as its backing file. A backing file is looked at only where it lies on the same mounted
+/// filesystem as ours: another one may be dead, and whoever asks it for anything then waits for ever.
 fn loop_device_of(stat: &FileStat) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for entry in fs::read_dir("/sys/block").ok()?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with("loop") {
             continue;
         }
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+        let backing = backing.trim_end_matches('\n');
         let same = |m: fs::Metadata| m.st_dev() == stat.st_dev && m.st_ino() == stat.st_ino;
-        if fs::metadata(backing.trim_end_matches('\n')).is_ok_and(same) {
+        if lies_on(&table, backing, stat.st_dev) && fs::metadata(backing).is_ok_and(same) {
             return Some(name);
         }
     }
@@ -226,6 +250,24 @@ mod tests {
         assert_eq!(mount_point_in(table, makedev(8, 17)).as_deref(), Some("/mnt/a b\\c"));
         assert_eq!(mount_point_in(table, makedev(8, 2)), None);
         assert_eq!(mount_point_in("", makedev(8, 2)), None);
+    }
+
+    #[test]
+    fn what_lies_on_another_filesystem_is_not_looked_at() {
+        let table = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                     30 22 8:17 / /mnt/a\\040b rw - xfs /dev/sdb1 rw\n\
+                     31 22 0:40 / /mnt/pool rw - fuse.qrvsa tank rw\n\
+                     32 22 0:41 / /data rw - btrfs /dev/sdc rw\n\
+                     broken line\n";
+        assert!(lies_on(table, "/home/x.img", makedev(8, 1)));
+        assert!(lies_on(table, "/mnt/a b/x.img", makedev(8, 17)));
+        assert!(!lies_on(table, "/mnt/a b/x.img", makedev(8, 1)));
+        assert!(!lies_on(table, "/mnt/pool/x.img", makedev(8, 1)));
+        assert!(lies_on(table, "/mnt/pools", makedev(8, 1)), "whole names, not beginnings of names");
+        // a subvolume's number is not in the table
+        assert!(lies_on(table, "/data/x.img", makedev(0, 77)));
+        assert!(!lies_on(table, "/mnt/pool/x.img", makedev(0, 77)));
+        assert!(!lies_on("", "/x", makedev(8, 1)));
     }
 
     #[test]

@@ -16,20 +16,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 
 use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
-use crate::bytes::Reader;
 use crate::device::{IoBatch, Outcome, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::pool::format::uberblock::LogStart;
 use crate::pool::group::Group;
 use crate::pool::space::Space;
-use crate::record::checksum::checksum;
 use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+use crate::txg::block::{self, BLOCK_ROWS_MAX, HEADER_BYTES};
 
-const MAGIC: &[u8; 8] = b"QRVSALOG";
-const HEADER_BYTES: usize = 64;
-/// Longest block in rows: 1 MiB.
-const BLOCK_ROWS_MAX: u64 = 256;
 /// Longest entry in bytes that fits a block.
 pub const ENTRY_BYTES_MAX: usize = BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES - 4;
 
@@ -262,7 +257,7 @@ impl IntentLog {
                 fail!(NoSpace, "the intent log is full");
             }
             let group = state.segments[((position / per_segment) % n) as usize].clone();
-            let header = block_header(self.pool_id, state.generation, state.sequence, payload);
+            let header = block::header(self.pool_id, state.generation, state.sequence, payload);
             state.position = position + rows;
             state.sequence += 1;
             (group, (position % per_segment) as u32, header)
@@ -343,13 +338,8 @@ impl IntentLog {
                 }
             };
             let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
-            let mut rest = payload.as_slice();
-            while !rest.is_empty() {
-                let mut r = Reader::new(rest, "intent log block");
-                let len = r.u32()? as usize;
-                let entry = r.raw(len)?;
-                each(entry)?;
-                rest = &rest[4 + len..];
+            for entry in block::entries(&payload) {
+                each(entry?)?;
             }
             let mut state = self.state.lock();
             state.position = position + rows;
@@ -385,7 +375,7 @@ impl IntentLog {
                 }
                 Rows::Absent => continue,
             };
-            let Some((len, sum)) = parse_header(&first, self.pool_id, generation, sequence) else {
+            let Some((len, sum)) = block::parse_header(&first, self.pool_id, generation, sequence) else {
                 readable += 1;
                 continue;
             };
@@ -397,7 +387,7 @@ impl IntentLog {
             match cache.read(&self.space, group, column, row, rows) {
                 Rows::Bytes(block) => {
                     let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
-                    if block_sum(&block[..HEADER_BYTES], payload) == sum {
+                    if block::sum(&block[..HEADER_BYTES], payload) == sum {
                         return Ok(Some(payload.to_vec()));
                     }
                     readable += 1;
@@ -411,41 +401,6 @@ impl IntentLog {
         }
         Ok(None)
     }
-}
-
-fn block_header(pool_id: u128, generation: u64, sequence: u64, payload: &[u8]) -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..24].copy_from_slice(&pool_id.to_le_bytes());
-    header[24..32].copy_from_slice(&generation.to_le_bytes());
-    header[32..40].copy_from_slice(&sequence.to_le_bytes());
-    header[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-    let sum = block_sum(&header, payload);
-    header[48..56].copy_from_slice(&sum.to_le_bytes());
-    header
-}
-
-/// Checksum over the header (its own field zero) and the payload.
-fn block_sum(header: &[u8], payload: &[u8]) -> u64 {
-    let mut clean = [0u8; HEADER_BYTES];
-    clean.copy_from_slice(&header[..HEADER_BYTES]);
-    clean[48..56].fill(0);
-    checksum(&clean) ^ checksum(payload).rotate_left(1)
-}
-
-fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64) -> Option<(usize, u64)> {
-    let mut r = Reader::new(block, "intent log block");
-    let ok = r.raw(8).ok()? == MAGIC
-        && r.u128().ok()? == pool_id
-        && r.u64().ok()? == generation
-        && r.u64().ok()? == sequence;
-    if !ok {
-        return None;
-    }
-    let len = r.u32().ok()? as usize;
-    r.u32().ok()?;
-    let sum = r.u64().ok()?;
-    (len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES).then_some((len, sum))
 }
 
 /// Reads ahead in large pieces, one per column.

@@ -86,6 +86,9 @@ impl Label {
         let (size_bytes, created_ns) = (r.u64()?, r.i64()?);
         let geometry = (r.u64()?, r.u32()?, r.u32()?, r.u64()?);
         let pool_name = r.short_string()?;
+        if pool_name.len() > NAME_BYTES_MAX {
+            return Err(r.bad("its pool name is too long"));
+        }
         if data == 0 || usize::from(data) + usize::from(parity) > 255 {
             return Err(r.bad("impossible geometry"));
         }
@@ -116,5 +119,31 @@ impl Label {
     /// Whether this version may write the pool.
     pub fn writable(&self) -> bool {
         self.readonly_compatible & !super::KNOWN_READONLY_COMPATIBLE == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_pool_has_is_refused() {
+        let named = |bytes: usize| Label {
+            pool_id: 1,
+            device_id: 2,
+            index: 0,
+            data: 2,
+            parity: 1,
+            zone_shift: layout::ZONE_SHIFT_MIN,
+            size_bytes: 1 << 30,
+            created_ns: 0,
+            incompatible: 0,
+            readonly_compatible: 0,
+            pool_name: "n".repeat(bytes),
+        };
+        let longest = named(NAME_BYTES_MAX);
+        assert_eq!(Label::decode(&longest.encode(), 1 << 30).unwrap(), longest);
+        let error = Label::decode(&named(NAME_BYTES_MAX + 1).encode(), 1 << 30).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
     }
 }
