@@ -93,11 +93,11 @@ def qemu_steady(where, title):
 
 def qemu_fresh(where, title):
     image, size = os.path.join(where, "qemu-fresh.vhdx"), 4096 if title.startswith("4 KiB") else 1 << 20
-    rates = []
+    rates, blocks = [], 4 * MB if size == 4096 else MB
     for _ in range(REPS):
-        run("qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=dynamic,block_size=1M", image, "%dM" % MB)
-        took = qemu_bench(image, "vhdx", size, 1 << 20, 1, MB, True, "writeback", True)
-        rates.append(MB / took if size == 4096 else MB * size / took / 1e6)
+        run("qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=dynamic,block_size=1M", image, "%dM" % blocks)
+        took = qemu_bench(image, "vhdx", size, 1 << 20, 1, blocks, True, "writeback", True)
+        rates.append(blocks / took if size == 4096 else blocks * size / took / 1e6)
         os.remove(image)
     return median(rates)
 
