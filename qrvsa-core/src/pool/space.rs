@@ -414,7 +414,9 @@ impl Space {
 
     /// Gives a reservation back.
     pub fn release(&self, blocks: u64) {
-        self.reserved.fetch_sub(i64::try_from(blocks).unwrap_or(i64::MAX), Ordering::AcqRel);
+        let amount = i64::try_from(blocks).unwrap_or(i64::MAX);
+        let before = self.reserved.fetch_sub(amount, Ordering::AcqRel);
+        debug_assert!(before >= amount, "{amount} blocks are released, {before} were reserved");
     }
 
     /// Usable blocks reserved for dirty data.

@@ -19,6 +19,7 @@ mod check;
 mod locks;
 mod settings;
 mod side;
+mod wholes;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,11 +32,13 @@ pub use settings::{RECORD_BYTES_DEFAULT, SIZE_BYTES_MAX, Settings, Spec, VOLUME_
 pub(crate) use settings::{check_size, settings_key};
 pub(crate) use side::SIDE_BLOCK;
 
+use crate::buf::BLOCK_SIZE;
 use crate::dataset::Dataset;
 use crate::error::{ErrorKind, Result};
 use crate::fail;
 use crate::fs::store::{Intent, Log, ObjectRef, Store};
 use locks::Locks;
+use wholes::Wholes;
 
 /// Longest atomic write, bytes.
 pub const ATOMIC_BYTES_MAX: u64 = 256 << 10;
@@ -66,6 +69,7 @@ pub struct Volume {
     settings: Settings,
     size_bytes: AtomicU64,
     locks: Locks,
+    wholes: Wholes,
     /// The pool was closed.
     retired: AtomicBool,
     /// Held while the size changes.
@@ -90,6 +94,7 @@ impl Volume {
             settings,
             size_bytes: AtomicU64::new(settings.size_bytes),
             locks: Locks::new(),
+            wholes: Wholes::default(),
             retired: AtomicBool::new(false),
             resizing: Mutex::new(()),
         })
@@ -208,7 +213,7 @@ impl Volume {
         {
             let _held = self.locks.exclusive(self.whole_records(&span));
             self.inside(offset, data.len() as u64)?;
-            self.put_filled(offset, data)?;
+            self.put_whole(offset, data)?;
         }
         if fua { self.sync_range(span) } else { Ok(()) }
     }
@@ -232,7 +237,7 @@ impl Volume {
             if differs.is_some() {
                 return Ok(differs);
             }
-            self.put_filled(offset, data)?;
+            self.put_whole(offset, data)?;
         }
         if fua {
             self.sync_range(span)?;
@@ -249,19 +254,25 @@ impl Volume {
             let _held = self.locks.shared(0..1);
             self.inside(0, 0)?;
         }
+        let (_, known) = self.wholes.around(0..u64::MAX, Range::clone);
         let ticket = self.dataset.log_object(self.object(), &[])?;
-        self.dataset.wait_durable(ticket)
+        self.dataset.wait_durable(ticket)?;
+        self.wholes.forget(&known);
+        Ok(())
     }
 
-    /// Makes a range durable.
+    /// Makes a range durable, and every atomic write as a whole of which a part lies in it.
     fn sync_range(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
-        // a record of a reserved volume is whole, also after a crash
-        let range = if self.reserved() { self.whole_records(&range) } else { range };
+        // the log has blocks; a record of a reserved volume is whole, also after a crash
+        let unit = if self.reserved() { u64::from(self.settings.record_bytes) } else { BLOCK_SIZE as u64 };
+        let (range, known) = self.wholes.around(range, |range| whole_units(range, unit));
         let ticket = self.dataset.log_range(self.object(), range)?;
-        self.dataset.wait_durable(ticket)
+        self.dataset.wait_durable(ticket)?;
+        self.wholes.forget(&known);
+        Ok(())
     }
 
     /// Makes a range read as zeros and gives its space back, with the next commits. Of a reserved volume whole records are
@@ -366,9 +377,7 @@ impl Volume {
 
     /// The whole records that a range touches.
     fn whole_records(&self, range: &Range<u64>) -> Range<u64> {
-        let record = u64::from(self.settings.record_bytes);
-        let end = range.end.max(range.start);
-        range.start - range.start % record..end.checked_next_multiple_of(record).unwrap_or(end)
+        whole_units(range, u64::from(self.settings.record_bytes))
     }
 
     /// Whether nothing of the record that `range` lies in is there.
@@ -414,6 +423,14 @@ impl Volume {
             part.copy_from_slice(data);
         }
         self.put(offset - before as u64, &filled)
+    }
+
+    /// As [`Volume::put_filled`], never to be there in part.
+    fn put_whole(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let begun = self.wholes.begin(offset..offset + data.len() as u64);
+        let done = self.put_filled(offset, data);
+        self.wholes.end(begun, done.is_ok());
+        done
     }
 
     /// Writes into the object, as one change of one transaction. Waits for commits that may make room.
@@ -482,4 +499,10 @@ impl Volume {
         let _held = self.locks.exclusive(0..u64::MAX);
         self.retired.store(true, Ordering::Release);
     }
+}
+
+/// The whole units that a range touches.
+fn whole_units(range: &Range<u64>, unit: u64) -> Range<u64> {
+    let end = range.end.max(range.start);
+    range.start - range.start % unit..end.checked_next_multiple_of(unit).unwrap_or(end)
 }

@@ -22,7 +22,8 @@ use crate::image::{BLOCK, Change, Image, SECTORS, merge};
 use crate::model::{Model, State};
 use crate::session::{Action, Session};
 use crate::verify;
-use crate::workloads;
+use crate::volumes::{self, Deed, Verb, Way};
+use crate::workloads::{self, Step};
 
 /// Choices of at most so many writes are all tried.
 const EXHAUSTIVE_WRITES: usize = 6;
@@ -36,6 +37,7 @@ pub struct Start {
     size: u64,
     images: Vec<Image>,
     model: Model,
+    volumes: volumes::Models,
 }
 
 /// The geometries that are explored: columns of data and parity, devices.
@@ -54,8 +56,17 @@ impl Start {
         let disks = (0..devices).map(|_| bus.device(bus.add(size, Image::default()))).collect();
         let env = verify::environment(&clock, 1);
         let pool = Pool::create(env, verify::options(), "tank", Some(geometry), disks)?;
-        let session = Session::open(pool)?;
+        let mut session = Session::open(pool)?;
         let mut model = Model::default();
+        let mut volumes = volumes::Models::new();
+        for (name, spec, len) in workloads::VOLUMES {
+            let write = Verb::Write { offset: 0, len, seed: 40, way: Way::Plain, fua: false };
+            for verb in [Verb::Create(spec), write] {
+                let deed = Deed { volume: name.to_owned(), verb };
+                volumes::run(&mut session, &volumes, &deed)?;
+                volumes::follow(&mut volumes, &deed, true);
+            }
+        }
         for (path, len) in workloads::START {
             let (dir, name) = match path.rsplit_once('/') {
                 Some((dir, name)) => (model.lookup(crate::model::ROOT, dir).expect("made before"), name),
@@ -72,10 +83,11 @@ impl Start {
         }
         session.pool.commit()?;
         model.durable = model.now.clone();
+        volumes.values_mut().for_each(volumes::Model::settle);
         session.pool.close()?;
         session.abandon();
         let images = bus.0.lock().disks.iter_mut().map(|d| d.seen()).collect();
-        Ok(Start { geometry, size, images, model })
+        Ok(Start { geometry, size, images, model, volumes })
     }
 
     fn bus(&self, images: &[Image]) -> (Bus, Arc<WorldClock>) {
@@ -109,6 +121,9 @@ struct Stretch {
     allowed: Vec<State>,
     /// With a device lost besides, what only it had may be gone: nobody was told of it yet.
     allowed_lost: Vec<State>,
+    /// Volumes as they may be, and with a device lost.
+    volumes: volumes::Models,
+    volumes_lost: volumes::Models,
 }
 
 /// Explores a workload of a start.
@@ -117,29 +132,58 @@ struct Stretch {
 /// When the workload itself fails.
 pub fn explore(start: &Start, number: u64, index: usize) -> Result<Found> {
     let (bus, clock) = start.bus(&start.images);
-    let session = verify::import(&bus, verify::environment(&clock, number), verify::options(), |_| true)?;
+    let mut session = verify::import(&bus, verify::environment(&clock, number), verify::options(), |_| true)?;
     let images: Vec<Image> = bus.0.lock().disks.iter_mut().map(|d| d.seen()).collect();
-    let mut model = start.model.clone();
+    let (mut model, mut volumes) = (start.model.clone(), start.volumes.clone());
     let mut stretches = Vec::new();
     for (operation, sync) in workloads::workload(number) {
         for step in [true, false] {
-            let action = if step { workloads::operation(&model, operation) } else { workloads::sync(&model, sync) };
+            let action = if step {
+                workloads::operation(&model, &volumes, operation)
+            } else {
+                workloads::sync(&model, &volumes, sync)
+            };
             let Some(action) = action else { continue };
             bus.0.lock().recording = Some(Vec::new());
             let before = model.clone();
             let committed = session.pool.committed_txg();
-            session.run("", &mut model, &action)?;
+            // what the volumes may be while it is under way
+            let mut under_way = volumes.clone();
+            match &action {
+                Step::Files(action) => session.run("", &mut model, action)?,
+                Step::Volume(deed) => {
+                    volumes::run(&mut session, &volumes, deed)?;
+                    volumes::follow(&mut under_way, deed, false);
+                }
+            }
             let batches = bus.0.lock().recording.take().unwrap_or_default();
             let mut allowed = vec![state(&before.durable)];
-            match action {
-                Action::Fsync(ino) if session.pool.committed_txg() == committed => {
-                    model.durable = model.synced(Some(ino))
+            let commits = session.pool.committed_txg() != committed;
+            match &action {
+                Step::Files(Action::Fsync(ino)) if !commits => model.durable = model.synced(Some(*ino)),
+                Step::Files(Action::Fsync(_) | Action::Commit) => {}
+                Step::Files(_) => assert!(!commits, "nothing else commits in so small a workload"),
+                Step::Volume(deed) => {
+                    if commits {
+                        volumes.values_mut().for_each(volumes::Model::settle);
+                    }
+                    volumes::follow(&mut volumes, deed, true);
                 }
-                Action::Fsync(_) | Action::Commit => model.durable = model.now.clone(),
-                _ => assert_eq!(session.pool.committed_txg(), committed, "nothing else commits in so small a workload"),
+            }
+            if commits {
+                model.durable = model.now.clone();
+                if !matches!(action, Step::Volume(_)) {
+                    volumes.values_mut().for_each(volumes::Model::settle);
+                }
             }
             allowed.push(state(&model.durable));
-            stretches.push(Stretch { batches, allowed_lost: allowed.clone(), allowed });
+            stretches.push(Stretch {
+                batches,
+                allowed_lost: allowed.clone(),
+                allowed,
+                volumes_lost: under_way.clone(),
+                volumes: under_way,
+            });
         }
     }
     session.abandon();
@@ -311,7 +355,7 @@ impl Explorer<'_> {
         self.found.states += 1;
         self.found.in_import += u64::from(self.nested);
         let nest = !self.nested && turn % 400 == 7;
-        self.state(&images, &stretch.allowed, None, nest, turn % 16 == 3);
+        self.state(&images, &stretch.allowed, &stretch.volumes, None, nest, turn % 16 == 3);
         // the state before the newest is whole as long as no newer one is durable
         if turn % 8 == 5 && !self.nested {
             self.found.states += 1;
@@ -322,13 +366,21 @@ impl Explorer<'_> {
             let lost = (turn / 4) as usize % images.len();
             self.found.states += 1;
             self.found.degraded += 1;
-            self.state(&images, &stretch.allowed_lost, Some(lost), false, turn % 32 == 1);
+            self.state(&images, &stretch.allowed_lost, &stretch.volumes_lost, Some(lost), false, turn % 32 == 1);
         }
     }
 
-    fn state(&mut self, images: &[Image], allowed: &[State], lost: Option<usize>, nest: bool, go_on: bool) {
+    fn state(
+        &mut self,
+        images: &[Image],
+        allowed: &[State],
+        volumes: &volumes::Models,
+        lost: Option<usize>,
+        nest: bool,
+        go_on: bool,
+    ) {
         let turn = self.found.states;
-        self.guard(turn, lost, |e| e.try_state(images, allowed, lost, nest, go_on));
+        self.guard(turn, lost, |e| e.try_state(images, (allowed, volumes), lost, nest, go_on));
     }
 
     /// Notes what is wrong, panics too, with the command that repeats it.
@@ -377,7 +429,7 @@ impl Explorer<'_> {
     fn try_state(
         &mut self,
         images: &[Image],
-        allowed: &[State],
+        (allowed, volumes): (&[State], &volumes::Models),
         lost: Option<usize>,
         nest: bool,
         go_on: bool,
@@ -388,10 +440,18 @@ impl Explorer<'_> {
         }
         let env = verify::environment(&clock, self.number);
         let wanted = |i| Some(i) != lost;
-        let session = verify::import(&bus, env.clone(), verify::options(), wanted)
-            .map_err(|e| format!("the import failed: {e}"))?;
+        // with hardly any memory: a commit after each entry that is replayed, and a crash around it
+        let options =
+            Options { memory_bytes: if nest { 512 } else { verify::options().memory_bytes }, ..verify::options() };
+        let generation = if go_on { verify::newest(&bus).map_or(0, |u| u.generation) } else { 0 };
+        let mut session =
+            verify::import(&bus, env.clone(), options, wanted).map_err(|e| format!("the import failed: {e}"))?;
         let batches = bus.0.lock().recording.take();
-        let result = self.verify_session(&session, allowed, go_on);
+        if go_on {
+            verify::generation(&bus, generation)?;
+        }
+        let mut found_volumes = volumes.clone();
+        let result = self.verify_session(&mut session, allowed, &mut found_volumes, go_on);
         session.pool.abandon();
         let which = result?;
         if go_on {
@@ -405,12 +465,19 @@ impl Explorer<'_> {
                 let last = fs.values().filter(|n| matches!(&n.body, crate::model::Body::File(b) if b.len() == 5000 && **b == crate::session::pattern(99, 5000)));
                 if last.count() == 1 { Ok(()) } else { Err("what was fsynced after the recovery is lost".to_owned()) }
             });
+            let result = result.and_then(|()| verify::volumes(&again, &mut found_volumes.clone()));
             again.pool.abandon();
             result?;
         }
         if let Some(batches) = batches {
             self.nested = true;
-            let stretch = Stretch { batches, allowed: vec![allowed[which].clone()], allowed_lost: allowed.to_vec() };
+            let stretch = Stretch {
+                batches,
+                allowed: vec![allowed[which].clone()],
+                allowed_lost: allowed.to_vec(),
+                volumes: found_volumes,
+                volumes_lost: volumes.clone(),
+            };
             let mut inner = Explorer {
                 found: Found::default(),
                 seen: HashSet::new(),
@@ -427,8 +494,17 @@ impl Explorer<'_> {
         Ok(())
     }
 
-    fn verify_session(&self, session: &Session, allowed: &[State], go_on: bool) -> std::result::Result<usize, String> {
+    /// Compares with the states that are allowed, checks, and goes on working. The volumes are then as they were found, or
+    /// as they were left.
+    fn verify_session(
+        &self,
+        session: &mut Session,
+        allowed: &[State],
+        volumes: &mut volumes::Models,
+        go_on: bool,
+    ) -> std::result::Result<usize, String> {
         let which = verify::matches(session, allowed)?;
+        verify::volumes(session, volumes)?;
         verify::check(&session.pool)?;
         if go_on {
             let mut model = Model { now: allowed[which][""].clone(), durable: allowed[which][""].clone() };
@@ -439,6 +515,12 @@ impl Explorer<'_> {
             let ino = run(Action::Create(crate::model::ROOT, "zz".to_owned()))?;
             run(Action::Write(ino, 0, 5000, 99))?;
             run(Action::Fsync(ino))?;
+            for name in volumes.keys().cloned().collect::<Vec<_>>() {
+                let verb = Verb::Write { offset: 5000, len: 3000, seed: 98, way: Way::Plain, fua: true };
+                let deed = Deed { volume: name, verb };
+                volumes::run(session, volumes, &deed).map_err(|e| format!("{deed:?} after the recovery: {e}"))?;
+                volumes::follow(volumes, &deed, true);
+            }
         }
         Ok(which)
     }

@@ -2,7 +2,7 @@
 //!
 //! Whole pools run in memory on the engine's own seams: devices ([`bus`]), clock ([`clock`]), random numbers, and the
 //! places where background work waits. [`explore`] stops short workloads at every write; [`world`] makes a world from a
-//! seed and lets it suffer; [`verify`] and [`model`] say what has to hold. `docs/testing.md` has the figures.
+//! seed and lets it suffer; [`verify`], [`model`] and [`volumes`] say what has to hold. `docs/testing.md` has the figures.
 
 pub mod bus;
 pub mod clock;
@@ -15,5 +15,6 @@ pub mod plan;
 pub mod runs;
 pub mod session;
 pub mod verify;
+pub mod volumes;
 pub mod workloads;
 pub mod world;

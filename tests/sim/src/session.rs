@@ -8,6 +8,8 @@ use qrvsa_core::dataset::Dataset;
 use qrvsa_core::engine::Pool;
 use qrvsa_core::fs::ops::{AllocateMode, Caller, NewNode, Operations, RenameMode, SetAttr, XattrMode};
 use qrvsa_core::fs::{FileSystem, Options as FsOptions};
+use qrvsa_core::pool::format::entries::Content;
+use qrvsa_core::volume::Volume;
 use qrvsa_core::{Error, ErrorKind, Result};
 
 use crate::model::{Body, Ino, Model, Node, ROOT, State, Tree};
@@ -73,20 +75,45 @@ pub struct Session {
     pub pool: Arc<Pool>,
     /// Its filesystems, by name.
     pub filesystems: BTreeMap<String, Arc<FileSystem<Dataset>>>,
+    /// Its volumes, by name.
+    pub volumes: BTreeMap<String, Arc<Volume>>,
 }
 
 impl Session {
-    /// Opens all filesystems of a pool.
+    /// Opens all filesystems and volumes of a pool.
     ///
     /// # Errors
-    /// When a filesystem cannot be opened.
+    /// When one cannot be opened.
     pub fn open(pool: Arc<Pool>) -> Result<Session> {
-        let mut filesystems = BTreeMap::new();
+        let (mut filesystems, mut volumes) = (BTreeMap::new(), BTreeMap::new());
         for dataset in pool.datasets() {
             let name = dataset.name();
+            if dataset.content() == Content::Volume {
+                volumes.insert(name.clone(), pool.open_volume(&name)?);
+                continue;
+            }
             filesystems.insert(name, Arc::new(FileSystem::open(dataset, FsOptions::default())?));
         }
-        Ok(Session { pool, filesystems })
+        Ok(Session { pool, filesystems, volumes })
+    }
+
+    /// All bytes of a volume.
+    ///
+    /// # Errors
+    /// Those of the volume.
+    pub fn read_volume(&self, name: &str) -> Result<Vec<u8>> {
+        let volume = &self.volumes[name];
+        let mut bytes = vec![0xee; volume.size_bytes() as usize];
+        volume.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// All bytes of all volumes.
+    ///
+    /// # Errors
+    /// The first error of a read.
+    pub fn read_volumes(&self) -> Result<crate::volumes::Contents> {
+        self.volumes.keys().map(|name| Ok((name.clone(), self.read_volume(name)?))).collect()
     }
 
     /// Lets go of everything, as a crash does.

@@ -6,11 +6,15 @@ use qrvsa_core::Result;
 use qrvsa_core::engine::open::Candidate;
 use qrvsa_core::engine::{Options, Pool};
 use qrvsa_core::env::{Environment, SeededRandom};
+use qrvsa_core::fs::store::{KIND_ORPHAN, Store};
+use qrvsa_core::pool::format::uberblock::Uberblock;
+use qrvsa_core::tree::Key;
 
 use crate::bus::Bus;
 use crate::clock::WorldClock;
 use crate::model::{State, difference};
 use crate::session::Session;
+use crate::volumes;
 
 /// What small pools are run with.
 pub fn options() -> Options {
@@ -34,6 +38,29 @@ pub fn import(bus: &Bus, env: Environment, options: Options, wanted: impl Fn(usi
     Session::open(pool)
 }
 
+/// Every import has a generation of its own, and a log of that generation: nothing left over from before can be taken for
+/// something newer. `before`: the newest generation that the devices had.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn generation(bus: &Bus, before: u64) -> std::result::Result<(), String> {
+    let newest = newest(bus).ok_or("no uberblock is left")?;
+    if newest.generation <= before || newest.log.generation != newest.generation {
+        return Err(format!(
+            "generation {} and a log of generation {} after an import, {before} before it",
+            newest.generation, newest.log.generation
+        ));
+    }
+    Ok(())
+}
+
+/// The newest uberblock of all devices.
+pub fn newest(bus: &Bus) -> Option<Uberblock> {
+    let count = bus.0.lock().disks.len();
+    let candidates = (0..count).filter_map(|i| Candidate::new(bus.device(i)).ok());
+    candidates.filter_map(|c| c.uberblocks.first().cloned()).max_by_key(|u| (u.generation, u.txg))
+}
+
 /// Compares what is there with the states that are allowed. Returns which it is.
 ///
 /// # Errors
@@ -51,6 +78,15 @@ pub fn matches(session: &Session, allowed: &[State]) -> std::result::Result<usiz
     Err(text)
 }
 
+/// Compares the volumes that are there with what may be; the models go on with what was found.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn volumes(session: &Session, models: &mut volumes::Models) -> std::result::Result<(), String> {
+    let found = session.read_volumes().map_err(|e| format!("reading a volume failed: {e}"))?;
+    volumes::compare(models, &found)
+}
+
 /// Checks a pool at rest: nothing is inconsistent, every byte is right, no space is held by nobody.
 ///
 /// # Errors
@@ -63,6 +99,18 @@ pub fn check(pool: &Arc<Pool>) -> std::result::Result<(), String> {
     let (reserved, dirty) = (pool.space.reserved(), pool.dirty_bytes());
     if reserved != 0 || dirty != 0 {
         return Err(format!("nothing is dirty, and {reserved} blocks are reserved for {dirty} bytes"));
+    }
+    for dataset in pool.datasets() {
+        // nothing is open: what lost its last name goes with the next commit, after a crash with that of the import
+        let (from, to) = (Key::new(0, KIND_ORPHAN, 0), Key::new(0, KIND_ORPHAN, u64::MAX));
+        let left = Store::scan(&*dataset, from, to, 1).map_err(|e| format!("scanning failed: {e}"))?;
+        if let Some((key, _)) = left.first() {
+            return Err(format!(
+                "'{}': object {} has no name, and its space is not given back",
+                dataset.name(),
+                key.offset
+            ));
+        }
     }
     if !pool.status().damaged.is_empty() {
         return Err(format!("files are listed as damaged: {:?}", pool.status().damaged));

@@ -1,13 +1,31 @@
 //! Short workloads, all of them: two operations, each followed by one of the ways to make something durable or by none, on
-//! a small tree, in the manner of bounded black-box crash testing.
+//! a small tree and two volumes, in the manner of bounded black-box crash testing.
+
+use qrvsa_core::volume::Spec;
 
 use crate::model::{Ino, Model, ROOT};
 use crate::session::Action;
+use crate::volumes::{self, Deed, Verb, Way};
+
+/// A step of a workload.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// On the pool's own filesystem, or the pool.
+    Files(Action),
+    /// On a volume.
+    Volume(Deed),
+}
 
 /// Files and directories that a workload begins with: `/a` (12,000 bytes), `/b` (100 bytes, in the inode's item), `/d/c`
 /// (5000 bytes), `/e` (70,000 bytes), `/d/f` (empty).
 pub const START: [(&str, Option<usize>); 6] =
     [("a", Some(12_000)), ("b", Some(100)), ("d", None), ("d/c", Some(5000)), ("e", Some(70_000)), ("d/f", Some(0))];
+
+/// Volumes that a workload begins with; their first bytes are written (20,000 of `v`, 9000 of `r`).
+pub const VOLUMES: [(&str, Spec, usize); 2] = [
+    ("v", Spec { size_bytes: 128 << 10, block_bytes: 512, record_bytes: 16 << 10, reserve: false }, 20_000),
+    ("r", Spec { size_bytes: 48 << 10, block_bytes: 4096, record_bytes: 8 << 10, reserve: true }, 9000),
+];
 
 fn at(model: &Model, path: &str) -> Option<Ino> {
     path.split('/').try_fold(ROOT, |dir, name| model.lookup(dir, name))
@@ -44,11 +62,52 @@ fn file(model: &Model, path: &str) -> Option<Ino> {
     at(model, path).filter(|i| !model.is_dir(*i))
 }
 
+/// Number of operations on files.
+const FILE_OPERATIONS: usize = 30;
 /// Number of operations.
-pub const OPERATIONS: usize = 30;
+pub const OPERATIONS: usize = FILE_OPERATIONS + 16;
 
-/// An operation by number; `None` if it makes no sense on this tree.
-pub fn operation(model: &Model, number: usize) -> Option<Action> {
+/// An operation by number; `None` if it makes no sense now.
+pub fn operation(model: &Model, volumes: &volumes::Models, number: usize) -> Option<Step> {
+    match number.checked_sub(FILE_OPERATIONS) {
+        None => on_files(model, number).map(Step::Files),
+        Some(more) => on_volumes(volumes, more).map(Step::Volume),
+    }
+}
+
+fn on_volumes(volumes: &volumes::Models, number: usize) -> Option<Deed> {
+    let write = |volume: &str, offset: u64, len: usize, way: Way, fua: bool| {
+        let size = volumes.get(volume)?.size;
+        let seed = number as u64 + 50;
+        (offset + len as u64 <= size)
+            .then(|| Deed { volume: volume.to_owned(), verb: Verb::Write { offset, len, seed, way, fua } })
+    };
+    let deed = |volume: &str, verb: Verb| {
+        (volumes.contains_key(volume) != matches!(verb, Verb::Create(_)))
+            .then(|| Deed { volume: volume.to_owned(), verb })
+    };
+    match number {
+        0 => write("v", 0, 4096, Way::Plain, false),
+        1 => write("r", 1000, 5000, Way::Plain, false),
+        2 => write("v", 3000, 40_000, Way::Plain, false),
+        3 => write("v", 16_384, 20_000, Way::Plain, true),
+        4 => write("r", 9000, 100, Way::Plain, true),
+        5 => deed("v", Verb::Discard(0, 17_000)),
+        6 => write("v", 8192, 24_576, Way::Atomic, false),
+        7 => write("r", 4096, 20_000, Way::Atomic, false),
+        8 => write("v", 4096, 12_288, Way::Atomic, true),
+        9 => deed("v", Verb::Resize(9216)),
+        10 => deed("v", Verb::Resize(160 << 10)),
+        11 => deed("r", Verb::Discard(4096, 30_000)),
+        12 => write("r", 8192, 4096, Way::Compared, true),
+        13 => deed("v", Verb::Destroy),
+        14 => deed("w", Verb::Create(VOLUMES[1].1)),
+        15 => deed("v", Verb::Overtake(2000, 9000, 70)),
+        _ => None,
+    }
+}
+
+fn on_files(model: &Model, number: usize) -> Option<Action> {
     let write =
         |path: &str, offset: u64, len: usize| Some(Action::Write(file(model, path)?, offset, len, number as u64 + 7));
     match number {
@@ -86,11 +145,22 @@ pub fn operation(model: &Model, number: usize) -> Option<Action> {
     }
 }
 
-/// Ways to make something durable: nothing, fsync of some files and directories, and a commit.
-pub const SYNCS: usize = 6;
+/// Ways to make something durable: nothing, fsync of some files and directories, a commit, and a flush of a volume.
+pub const SYNCS: usize = 8;
 
 /// One of them.
-pub fn sync(model: &Model, number: usize) -> Option<Action> {
+pub fn sync(model: &Model, volumes: &volumes::Models, number: usize) -> Option<Step> {
+    let flush = |volume: &str| {
+        volumes.contains_key(volume).then(|| Step::Volume(Deed { volume: volume.to_owned(), verb: Verb::Flush }))
+    };
+    match number {
+        6 => flush("v"),
+        7 => flush("r"),
+        _ => sync_files(model, number).map(Step::Files),
+    }
+}
+
+fn sync_files(model: &Model, number: usize) -> Option<Action> {
     match number {
         0 => None,
         1 => Some(Action::Fsync(at(model, "a").or_else(|| at(model, "b"))?)),

@@ -7,6 +7,7 @@
 
 mod life;
 mod suffer;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::model::{Body, Ino, Model, ROOT, State, difference};
 use crate::plan::{self, Plan, pick};
 use crate::session::{Action, Session, is_full};
 use crate::verify;
+use crate::volumes::Models;
 
 /// How a world ended.
 pub struct Outcome {
@@ -59,6 +61,7 @@ struct Inner {
     size: u64,
     session: Option<Session>,
     models: BTreeMap<String, Model>,
+    volumes: Models,
     /// States that a crash may leave besides what the models call durable.
     allowed: Vec<State>,
     /// A file of which a commit caught one of several transactions.
@@ -101,6 +104,7 @@ pub fn run(seed: u64, say: bool) -> Outcome {
         size: mib << 20,
         session: None,
         models: BTreeMap::new(),
+        volumes: Models::new(),
         allowed: Vec::new(),
         unsure: None,
         tainted: BTreeSet::new(),
@@ -226,6 +230,7 @@ impl Inner {
 
     fn all_durable(&mut self) {
         self.models.values_mut().for_each(|m| m.durable = m.now.clone());
+        self.volumes.values_mut().for_each(crate::volumes::Model::settle);
         self.allowed.clear();
         self.unsure = None;
     }
@@ -237,8 +242,13 @@ impl Inner {
         }
     }
 
-    /// One operation of the workload, on any filesystem.
+    /// One operation of the workload, on any filesystem or volume.
     fn operate(&mut self) -> Verdict<()> {
+        if self.random.chance(1, 4)
+            && let Some(deed) = crate::volumes::deed(&self.random, &self.volumes)
+        {
+            return self.perform_deed(&deed);
+        }
         let names: Vec<String> = self.models.keys().cloned().collect();
         let fs = pick(&self.random, &names).clone();
         let action = plan::action(&self.random, &self.models[&fs]);
@@ -262,6 +272,9 @@ impl Inner {
         let result = self.session.as_ref().expect("open").run(fs, &mut model, action);
         self.tell(|| format!("{fs:?} {action:?}: {}", result.as_ref().err().map_or("ok".to_owned(), Error::to_string)));
         let commit_tried = self.bus.0.lock().uberblocks != uberblocks;
+        if pool.committed_txg() != committed {
+            self.volumes.values_mut().for_each(crate::volumes::Model::settle);
+        }
         match result {
             Ok(()) => {
                 self.models.insert(fs.to_owned(), model);
@@ -396,7 +409,8 @@ impl Inner {
 
     fn settle_import_hits(&mut self, session: Option<&Session>) {
         if let Some(session) = session {
-            let own = Session { pool: session.pool.clone(), filesystems: BTreeMap::new() };
+            let (filesystems, volumes) = Default::default();
+            let own = Session { pool: session.pool.clone(), filesystems, volumes };
             self.session = Some(own);
             self.settle_hits();
             self.session = None;
@@ -422,7 +436,10 @@ impl Inner {
             // what can be read is what there is from here on; a filesystem that cannot be read is left alone
             let session = self.session.as_ref().expect("open");
             match session.dump() {
-                Ok(found) => self.adopt(found),
+                Ok(found) => {
+                    self.adopt(found);
+                    self.adopt_volumes();
+                }
                 Err(e) => {
                     self.tell(|| format!("an honest end: {e}"));
                     self.session.take().expect("open").abandon();
@@ -446,6 +463,7 @@ impl Inner {
             let words: Vec<String> = allowed.iter().filter_map(|s| difference(&found, s)).collect();
             return Err(format!("after a crash the state is none of those allowed: {}", words.join(" | ")));
         }
+        verify::volumes(session, &mut self.volumes).map_err(|e| format!("after a crash: {e}"))?;
         self.adopt(found);
         Ok(())
     }
@@ -482,11 +500,14 @@ impl Inner {
                 }
             }
         }
-        Ok(())
+        self.volumes_beyond()
     }
 
     /// A dataset comes or goes.
     fn datasets(&mut self) -> Verdict<()> {
+        if self.random.chance(1, 2) {
+            return self.change_volumes();
+        }
         let pool = self.pool();
         let name = format!("fs{}", self.random.below(2));
         let before = self.full_state();
@@ -545,6 +566,8 @@ impl Inner {
             let (len, seed) = (self.random.below(300_000) as usize + 20_000, self.random.next_u64());
             self.perform("", &Action::Write(ino, 0, len, seed))?;
         }
+        self.change_volumes()?;
+        self.change_volumes()?;
         self.commit()
     }
 

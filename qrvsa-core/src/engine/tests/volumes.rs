@@ -254,6 +254,29 @@ fn power_fails_at_any_change_and_atomic_writes_are_there_or_not() {
 }
 
 #[test]
+fn what_makes_a_part_of_an_atomic_write_durable_takes_all_of_it() {
+    let specs = [thin(MIB), Spec { reserve: true, ..thin(MIB) }];
+    // over a part of it, and beside it in a record that a reserved volume makes durable as a whole
+    for (spec, offset) in specs.into_iter().flat_map(|spec| [(spec, 41_000), (spec, 30_000)]) {
+        let mut world = World::new(geometry(2, 1), 3, 96, 7);
+        world.pool().create_volume("v", &spec).unwrap();
+        let volume = world.volume("v");
+        volume.write(0, &[1; 128 << 10], true).unwrap();
+        volume.write_atomic(40_000, &[2; 50_000], false).unwrap();
+        volume.write(offset, &[3; 100], true).unwrap();
+        drop(volume);
+        world.crash_and_import(CrashMode::LoseAll);
+        let volume = world.volume("v");
+        let found = read(&volume, 40_000, 50_000);
+        let (old, new) = (found.contains(&1), found.contains(&2));
+        assert!(old != new, "{spec:?}: a part of an atomic write was left by a durable one at {offset}");
+        assert_eq!(read(&volume, offset, 100), [3; 100]);
+        drop(volume);
+        world.assert_checks();
+    }
+}
+
+#[test]
 fn a_durable_write_does_not_wait_for_others() {
     let mut world = World::new(geometry(2, 2), 4, 96, 3);
     world.pool().create_volume("v", &thin(64 * MIB)).unwrap();
