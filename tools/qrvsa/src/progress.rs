@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use qrvsa_api::{ApiError, Client, ErrorKind, JobInfo, JobState};
+use qrvsa_api::{ApiError, Client, ErrorKind, JobInfo, JobKind, JobState};
 
 use crate::show::job_progress;
 use crate::ui::clean;
@@ -27,11 +27,22 @@ pub fn wait(client: &Client, mut job: JobInfo) -> Result<JobInfo, ApiError> {
         pause = (pause * 2).min(POLL_MAX);
         match client.job(&job.id) {
             Ok(newer) => job = newer,
-            Err(e) => break Err(lost(&job, e)),
+            Err(e) => match successor(client, &job, &e) {
+                Some(newer) => job = newer,
+                None => break Err(lost(&job, e)),
+            },
         }
     };
     progress.end();
     result
+}
+
+/// The rebuild that has taken the place of one: another replacement began, and the pool rebuilds for both.
+fn successor(client: &Client, job: &JobInfo, e: &ApiError) -> Option<JobInfo> {
+    if e.kind != ErrorKind::NotFound || job.kind != JobKind::Rebuild {
+        return None;
+    }
+    client.jobs().ok()?.into_iter().find(|other| other.kind == job.kind && other.pool == job.pool)
 }
 
 /// The daemon went away while the job was waited for.

@@ -158,7 +158,9 @@ impl Running {
             loop {
                 pool.run_rebuild(&job);
                 let mut state = shared.lock();
-                if !std::mem::take(&mut state.again) || job.is_interrupted() {
+                let again = std::mem::take(&mut state.again);
+                // mostly the rebuild has seen the newcomers itself, and stays the one that was waited for
+                if !again || job.is_interrupted() || !pool.needs_rebuild() {
                     state.running = false;
                     return;
                 }
