@@ -83,8 +83,16 @@ fn on_volumes(volumes: &volumes::Models, number: usize) -> Option<Deed> {
             .then(|| Deed { volume: volume.to_owned(), verb: Verb::Write { offset, len, seed, way, fua } })
     };
     let deed = |volume: &str, verb: Verb| {
-        (volumes.contains_key(volume) != matches!(verb, Verb::Create(_)))
-            .then(|| Deed { volume: volume.to_owned(), verb })
+        let end = match verb {
+            Verb::Discard(offset, len) => offset + len,
+            Verb::Overtake(offset, len, _) => offset + len as u64,
+            _ => 0,
+        };
+        let makes_sense = match volumes.get(volume) {
+            Some(model) => end <= model.size && !matches!(verb, Verb::Create(_)),
+            None => matches!(verb, Verb::Create(_)),
+        };
+        makes_sense.then(|| Deed { volume: volume.to_owned(), verb })
     };
     match number {
         0 => write("v", 0, 4096, Way::Plain, false),
