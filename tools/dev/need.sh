@@ -40,11 +40,6 @@ for group in "$@"; do
       need setpriv util-linux
       need md5sum coreutils
       need find findutils
-      need tgt-admin tgt
-      need iscsi-test-cu libiscsi-bin
-      need qemu-img qemu-utils
-      need qemu-system-x86_64 qemu-system-x86
-      compgen -G '/usr/lib/*/qemu/block-iscsi.so' > /dev/null || missing+=(qemu-block-extra)
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
       # peers and oracles of the block side
       need tgtadm tgt
@@ -53,6 +48,7 @@ for group in "$@"; do
       need 7zz 7zip
       need vhdiinfo libvhdi-utils
       compgen -G '/usr/lib/python3/dist-packages/pyvhdi.*' > /dev/null || missing+=(python3-libvhdi)
+      need qemu-system-x86_64 qemu-system-x86
       need_qemu
       ;;
     vm)
