@@ -110,10 +110,4 @@ if [ -n "$qemu" ]; then
   version=$(apt-cache policy qemu-block-extra | awk '$1 == "Candidate:" { print $2 }')
   missing+=("qemu-utils=$version" "qemu-block-extra=$version")
 fi
-# only the programs of servers are wanted, not the services
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-  printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy"
-  trap 'rm -f "$policy"' EXIT
-fi
 apt-get install -y -qq --no-install-recommends --allow-downgrades -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null
