@@ -1,8 +1,12 @@
 """A real tree copied in with `cp -a` is the same tree: at once, after a restart, and after a crash that follows `pool sync`."""
+import glob
 import os
 
 import trees
 from lib import GIB, MIB, Daemon, Failure, check, options, run
+
+#: Entries and bytes that are a real tree.
+ENOUGH = (30_000, 2 * GIB)
 
 
 def toolchain():
@@ -13,6 +17,15 @@ def toolchain():
         return "/usr"
 
 
+def measure(top):
+    """(entries, bytes) below a directory, about."""
+    entries = size = 0
+    for base, dirs, files in os.walk(top):
+        entries += len(dirs) + len(files)
+        size += sum(os.lstat(os.path.join(base, name)).st_size for name in files)
+    return entries, size
+
+
 def sources(t):
     """Directories to copy: all of the toolchain and as much of /usr as makes 30,000 files and 2 GiB; in quick mode a slice."""
     top = toolchain()
@@ -21,7 +34,16 @@ def sources(t):
             if os.path.isdir(os.path.join(top, slice_)) and len(os.listdir(os.path.join(top, slice_))) > 2:
                 return [os.path.join(top, slice_), "/usr/share/perl5" if os.path.isdir("/usr/share/perl5") else "/etc"]
         return ["/etc"]
-    return [top, "/usr/lib"] + (["/usr/share"] if top != "/usr" else [])
+    if top == "/usr":
+        return [top]
+    chosen, entries, size = [], 0, 0
+    libraries = [d for d in sorted(glob.glob("/usr/lib/*-linux-gnu")) if not os.path.islink(d)]
+    for source in [top] + libraries + ["/usr/share", "/usr/bin", "/usr/include"]:
+        if entries >= ENOUGH[0] * 1.05 and size >= ENOUGH[1] * 1.05:
+            break
+        more = measure(source)
+        chosen, entries, size = chosen + [source], entries + more[0], size + more[1]
+    return chosen
 
 
 def copied(t, pool):
@@ -36,7 +58,7 @@ def copied(t, pool):
     size = sum(trees.totals(d)[1] for d in wanted.values())
     t.step("%d entries, %.2f GiB", entries, size / GIB)
     if t.long:
-        check(entries >= 30_000 and size >= 2 * GIB, "the trees here are too small for this test: %d entries, %d MiB", entries, size // MIB)
+        check(entries >= ENOUGH[0] and size >= ENOUGH[1], "the trees here are too small for this test: %d entries, %d MiB", entries, size // MIB)
     return wanted
 
 
