@@ -84,7 +84,7 @@ def test_two_writers(t):
         writers = []
         for i, out in enumerate(outs):
             with open(out, "w") as f:
-                writers.append(t.spawn(python("sqlite_writer.py", path, mode, 1 + i * 10_000_000), stdout=f))
+                writers.append(t.spawn(python("sqlite_writer.py", path, mode, 1 + i * 10_000_000, 0.005), stdout=f))
             wait_for(lambda o=out: acknowledged(o), 60, "a first commit in mode " + mode)
         time.sleep(3)
         for w in writers:

@@ -1,12 +1,17 @@
-"""sqlite_writer.py DATABASE JOURNAL_MODE FIRST_ID: inserts rows for ever; prints each id once its commit is acknowledged.
+"""sqlite_writer.py DATABASE JOURNAL_MODE FIRST_ID [PAUSE]: inserts rows for ever; prints each id once its commit is acknowledged.
+
+PAUSE is in seconds, after each commit: SQLite's locks have no queue, others look again every 100 ms, and where a commit takes
+2 ms a writer without a pause keeps them out for minutes.
 
 Prints `error ID TEXT` and ends when the database gives an error: the commit of ID is then neither known nor unknown.
 """
 import hashlib
 import sqlite3
 import sys
+import time
 
 path, mode, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pause = float(sys.argv[4]) if len(sys.argv) > 4 else 0
 db = sqlite3.connect(path, timeout=30, isolation_level=None)
 got = db.execute("PRAGMA journal_mode=" + mode).fetchone()[0]
 if got != mode.lower():
@@ -25,5 +30,7 @@ try:
         db.execute("COMMIT")
         print(i, flush=True)
         i += 1
+        if pause:
+            time.sleep(pause)
 except sqlite3.Error as e:
     print("error", i, e, flush=True)
