@@ -131,6 +131,7 @@ pub struct Login {
     seen: BTreeSet<String>,
     auth: Auth,
     declared: bool,
+    refused: bool,
     /// Initiator name in lower case; empty before the first request.
     pub initiator_name: String,
     /// Initiator alias; empty for none.
@@ -155,6 +156,7 @@ impl Default for Login {
             seen: BTreeSet::new(),
             auth: Auth::Open,
             declared: false,
+            refused: false,
             initiator_name: String::new(),
             initiator_alias: String::new(),
             discovery: false,
@@ -179,12 +181,17 @@ fn find<'a>(pairs: &'a Pairs, key: &str) -> Option<&'a str> {
 }
 
 impl Login {
-    /// Takes a login request.
+    /// Takes a login request. A login that was refused stays so: what came before the refusal is half done.
     pub fn step(&mut self, bhs: &Bhs, data: &[u8], world: &dyn World) -> Step {
-        match self.advance(bhs, data, world) {
-            Ok(step) => step,
-            Err(Refusal(status, text, why)) => Step::Refused { status, text, why },
-        }
+        let taken = if self.refused {
+            refuse(status::INVALID_DURING_LOGIN, "this login was refused already")
+        } else {
+            self.advance(bhs, data, world)
+        };
+        taken.unwrap_or_else(|Refusal(status, text, why)| {
+            self.refused = true;
+            Step::Refused { status, text, why }
+        })
     }
 
     fn advance(&mut self, bhs: &Bhs, data: &[u8], world: &dyn World) -> Result<Step, Refusal> {

@@ -223,6 +223,16 @@ fn malformed_logins() {
     assert!(endless);
 }
 
+#[test]
+fn refused_is_refused() {
+    // the name is taken before the missing target is found: a second request must not go on from there
+    let open = world(|t| t.users.incoming.push(account("joe", "opensesame12")));
+    let mut login = Login::default();
+    let nobody = pairs(&[("InitiatorName", "iqn.2026-01.test:i")]);
+    assert_eq!(status_of(&login.step(&request(0x87), &nobody, &open)), status::MISSING_PARAMETER);
+    assert_eq!(status_of(&login.step(&request(0x87), b"", &open)), status::INVALID_DURING_LOGIN);
+}
+
 proptest::proptest! {
     #[test]
     fn total(steps in proptest::collection::vec((proptest::num::u8::ANY, proptest::collection::vec(
