@@ -68,7 +68,7 @@ fuzz: fuzzer ## throw changed inputs at all that reads foreign bytes (SECONDS=n,
 	@$(FUZZ) run --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(TARGET),--target $(TARGET))
 
 soak: simulator fuzzer ## crash states, seeds and fuzzers side by side until the time is over (MINUTES=n)
-	@$(FUZZ) run --seconds $$(( $(MINUTES) * 60 )) --seed "$$(date +%s)" & fuzz=$$!; \
+	@nice -n 10 $(FUZZ) run --seconds $$(( $(MINUTES) * 60 )) --seed "$$(date +%s)" & fuzz=$$!; \
 	$(SIM) soak --minutes $(MINUTES); sim=$$?; \
 	wait $$fuzz && exit $$sim
 

@@ -76,6 +76,9 @@ enum Command {
         /// The first seed and workload
         #[arg(long, default_value_t = 1_000_000)]
         first: u64,
+        /// Threads for crash states, besides the one for seeds; as many as there are processors if not said
+        #[arg(long)]
+        threads: Option<usize>,
     },
     /// Write golden images of this version that are not there yet
     Golden {
@@ -89,15 +92,16 @@ fn read_seeds(path: &Path) -> Vec<u64> {
     text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
 }
 
-fn soak(minutes: u64, first: u64) -> qrvsa_core::Result<bool> {
+fn soak(minutes: u64, first: u64, threads: usize) -> qrvsa_core::Result<bool> {
     let until = Some(Instant::now() + Duration::from_secs(minutes * 60));
-    let states = States { count: u64::MAX, threads: 1, first, only: None, geometry: None, fail_fast: false, until };
+    let states = States { count: u64::MAX, threads, first, only: None, geometry: None, fail_fast: false, until };
     let seeds = Seeds { list: Vec::new(), endless: Some(first), threads: 1, fail_fast: false, until };
     let (found, sums) = std::thread::scope(|scope| {
         let worlds = scope.spawn(|| runs::seeds(&seeds));
         (runs::states(&states), worlds.join())
     });
-    let (found, sums) = (found?, sums.unwrap_or_default());
+    let found = found?;
+    let sums = sums.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     println!("crash states: {} explored, {} violations", found.states, found.violations.len());
     println!("seeds: {} run, {} violations", sums.run, sums.violations.len());
     Ok(found.violations.len() + sums.violations.len() > 0)
@@ -131,7 +135,10 @@ fn main() -> std::process::ExitCode {
             println!("seed {seed}: {}", outcome.violation.as_deref().unwrap_or("no violation"));
             Ok(outcome.violation.is_some())
         }
-        Command::Soak { minutes, first } => soak(minutes, first),
+        Command::Soak { minutes, first, threads } => {
+            let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+            soak(minutes, first, threads.unwrap_or(cores))
+        }
         Command::Golden { dir } => golden::write_missing(&dir).map(|()| false),
     };
     let failed = failed.unwrap_or_else(|e| {
