@@ -8,16 +8,18 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Once};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
 use crate::mutate::{Random, mutate};
 use crate::{Target, corpus};
 
-/// Longest time that one input may take. Far above what any needs, also on a machine that is busy: it finds loops.
+/// Longest processor time that one input may take. Far above what any needs: it finds loops.
 pub const TIME_MAX: Duration = Duration::from_secs(20);
 /// Inputs in the pool beside the corpus.
 const POOL: usize = 64;
@@ -32,17 +34,22 @@ thread_local! {
 struct Running {
     target: &'static str,
     input: Vec<u8>,
-    since: Instant,
+    since_tick: u64,
     keep_in: PathBuf,
 }
+
+/// Seconds that the thread beside has seen go by: not those in which the machine or the process stood still.
+static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// What runs now, by the thread that runs it; beside it a thread that ends the process when an input never ends.
 static RUNNING: LazyLock<Mutex<HashMap<ThreadId, Running>>> = LazyLock::new(|| {
     std::thread::spawn(|| {
         loop {
             std::thread::sleep(Duration::from_secs(1));
+            let now = TICKS.fetch_add(1, Ordering::Relaxed);
             let running = RUNNING.lock();
-            let Some(hung) = running.values().find(|r| r.since.elapsed() > TIME_MAX * 3) else { continue };
+            let late = |r: &&Running| now.saturating_sub(r.since_tick) > TIME_MAX.as_secs() * 3;
+            let Some(hung) = running.values().find(late) else { continue };
             let path = corpus::keep(&hung.keep_in.join(hung.target), &hung.input);
             eprintln!("an input of {} does not end; it is kept: {path:?}", hung.target);
             std::process::exit(1);
@@ -68,9 +75,10 @@ fn install_hook() {
 pub fn execute(target: &Target, input: &[u8]) -> Result<bool, String> {
     install_hook();
     let counter = tikv_jemalloc_ctl::thread::allocatedp::read().map_err(|e| format!("no memory counter: {e}"))?;
-    let (before, begin) = (counter.get(), Instant::now());
+    let busy = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let (before, begin) = (counter.get(), busy());
     let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
-    let (taken, allocated) = (begin.elapsed(), counter.get().wrapping_sub(before));
+    let (taken, allocated) = (busy().saturating_sub(begin), counter.get().wrapping_sub(before));
     let accepted = result.map_err(|_| LAST_PANIC.with(|last| last.borrow().clone()))?;
     if allocated > target.memory_max {
         return Err(format!(
@@ -163,7 +171,12 @@ impl Outcome {
         self.inputs += 1;
         let thread = std::thread::current().id();
         let keep = keep_in.to_owned();
-        let now = Running { target: target.name, input: input.to_vec(), since: Instant::now(), keep_in: keep };
+        let now = Running {
+            target: target.name,
+            input: input.to_vec(),
+            since_tick: TICKS.load(Ordering::Relaxed),
+            keep_in: keep,
+        };
         RUNNING.lock().insert(thread, now);
         let result = execute(target, input);
         RUNNING.lock().remove(&thread);
