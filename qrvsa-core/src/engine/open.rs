@@ -17,7 +17,7 @@ use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
 /// `Io`.
 pub fn read_at(device: &Arc<dyn Device>, offset: u64, len: usize) -> Result<AlignedBuf> {
     let mut batch = IoBatch::new();
-    batch.push(device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+    batch.push(device, Request::Read { offset, bufs: vec![AlignedBuf::spare(len)] });
     match batch.wait(READ_DEADLINE).pop() {
         Some(Outcome::Done(mut bufs)) => Ok(bufs.pop().expect("one buffer was given")),
         Some(Outcome::Failed(e)) => {
@@ -123,6 +123,7 @@ pub fn read_uberblocks(device: &Arc<dyn Device>, label: &Label) -> Vec<Uberblock
             _ => {}
         }
     }
+    ring.keep();
     list.sort_by_key(|u| std::cmp::Reverse((u.generation, u.txg)));
     list
 }

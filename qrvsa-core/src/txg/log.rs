@@ -403,7 +403,7 @@ impl IntentLog {
     }
 }
 
-/// Reads ahead in large pieces, one per column.
+/// Reads ahead, one piece per column: a little where nothing was read before, since most logs are short, then much.
 #[derive(Default)]
 struct ChunkCache {
     chunks: std::collections::HashMap<(u32, usize), (u32, AlignedBuf)>,
@@ -419,6 +419,7 @@ enum Rows {
     Absent,
 }
 
+const FIRST_ROWS: u32 = 32;
 const CHUNK_ROWS: u32 = 512;
 
 impl ChunkCache {
@@ -432,7 +433,7 @@ impl ChunkCache {
         let fetch = |count: u32| {
             let mut batch = IoBatch::new();
             let offset = space.offset(entry.place, row);
-            batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(count as usize * BLOCK_SIZE)] });
+            batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::spare(count as usize * BLOCK_SIZE)] });
             match batch.wait(READ_DEADLINE).pop() {
                 Some(Outcome::Done(mut bufs)) => bufs.pop(),
                 _ => None,
@@ -444,7 +445,8 @@ impl ChunkCache {
             .is_some_and(|(first, buf)| *first <= row && row + rows <= first + (buf.len() / BLOCK_SIZE) as u32);
         if !hit {
             self.chunks.retain(|(id, _), _| *id == group.id);
-            match fetch(CHUNK_ROWS.max(rows).min(zone_rows - row)) {
+            let ahead = if self.chunks.remove(&(group.id, column)).is_some() { CHUNK_ROWS } else { FIRST_ROWS };
+            match fetch(ahead.max(rows).min(zone_rows - row)) {
                 Some(buf) => {
                     self.chunks.insert((group.id, column), (row, buf));
                 }
