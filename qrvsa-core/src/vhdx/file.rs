@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
+use parking_lot::Mutex;
 
 use crate::device::HostSpace;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +36,11 @@ pub trait ImageFile: Send + Sync {
     /// Writes all of `bytes` at `offset`.
     #[allow(clippy::missing_errors_doc, reason = "see length")]
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Says that a run was just written into space that is new (`fresh`), or may continue such a run. Nobody will write it
+    /// again soon: the file may begin to bring it to its medium, so that a flush has less to wait for. A hint; errors show
+    /// at the flush.
+    fn wrote_new(&self, _offset: u64, _length: u64, _fresh: bool) {}
 
     /// Makes all that was completed before durable: contents, length, holes.
     #[allow(clippy::missing_errors_doc, reason = "see length")]
@@ -65,11 +71,16 @@ pub trait ImageFile: Send + Sync {
     fn identity(&self) -> (u64, u64);
 }
 
+/// Writing back begins when so many bytes in a row were written into new space.
+const WRITE_BEHIND_BYTES: u64 = 8 << 20;
+
 /// A file of this machine, locked: shared for reading, exclusively for writing.
 pub struct HostFile {
     file: File,
     path: PathBuf,
     identity: (u64, u64),
+    /// The last run in new space, as far as it is not being written back: begin and end.
+    new: Mutex<(u64, u64)>,
     /// Holds the lock, if there is one. Another open file than `file`, whose descriptors may be duplicated and live longer.
     _claim: Option<File>,
 }
@@ -124,7 +135,7 @@ impl HostFile {
         {
             crate::fail!(Busy, "{} was replaced while it was opened", path.display());
         }
-        Ok(HostFile { file, path: path.to_path_buf(), identity: found, _claim: claim })
+        Ok(HostFile { file, path: path.to_path_buf(), identity: found, new: Mutex::new((0, 0)), _claim: claim })
     }
 
     /// Whether the file still has a name.
@@ -250,6 +261,27 @@ impl ImageFile for HostFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn wrote_new(&self, offset: u64, length: u64, fresh: bool) {
+        let (start, end) = {
+            let mut run = self.new.lock();
+            match run.1 == offset {
+                true => run.1 = offset.saturating_add(length),
+                false if fresh => *run = (offset, offset.saturating_add(length)),
+                false => return,
+            }
+            if run.1 - run.0 < WRITE_BEHIND_BYTES {
+                return;
+            }
+            let due = *run;
+            run.0 = run.1;
+            due
+        };
+        if let (Ok(start), Ok(length)) = (libc::off64_t::try_from(start), libc::off64_t::try_from(end - start)) {
+            // SAFETY: the call takes no memory.
+            unsafe { libc::sync_file_range(self.file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
+        }
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -23,6 +23,8 @@ const DIRTY_PAGES_MAX: usize = 56;
 const FREED_BYTES_MAX: u64 = 4 << 30;
 /// The file grows by at least so many bytes at once; what is unused goes when the image is closed.
 const GROWTH: u64 = 64 << 20;
+/// Shorter writes are not looked at for whether they go on in new space.
+const LONG_BYTES: usize = 64 << 10;
 /// Space for the table is taken from the filesystem in pieces of so many bytes.
 const RESERVE_BYTES: u64 = 64 << 10;
 
@@ -64,6 +66,8 @@ pub(super) struct Target {
     pub offset: u64,
     /// The sectors must be marked as present afterwards.
     pub mark: bool,
+    /// The block was given its space for this piece.
+    pub fresh: bool,
 }
 
 impl Image {
@@ -86,6 +90,9 @@ impl Image {
             if target.mark {
                 self.wrote_part(&shape, piece)?;
             }
+            if target.fresh || part.len() >= LONG_BYTES {
+                self.file.wrote_new(target.offset, part.len() as u64, target.fresh);
+            }
         }
         Ok(())
     }
@@ -105,12 +112,12 @@ impl Image {
     /// Where a piece can be written, taking space for its block if it has none. The caller holds the block's pass.
     pub(super) fn target(&self, shape: &Shape, piece: Piece) -> Result<Target> {
         // Looked at again after space was taken.
-        for _ in 0..2 {
+        for fresh in [false, true] {
             let entry = self.entry(shape, piece.block)?;
             match entry.payload_state() {
                 state @ (PayloadState::FullyPresent | PayloadState::PartiallyPresent) => {
                     let offset = self.place(shape, piece.block, entry)? + piece.within;
-                    return Ok(Target { offset, mark: state == PayloadState::PartiallyPresent });
+                    return Ok(Target { offset, mark: state == PayloadState::PartiallyPresent, fresh });
                 }
                 PayloadState::Reserved(bits) => return Err(self.reserved_state(piece.block, bits)),
                 _ => self.allocate(shape, piece.block)?,
