@@ -83,7 +83,8 @@ impl NodeStore for Nodes {
             return Ok(node);
         }
         let mut bytes = AlignedBuf::zeroed(pointer.len_bytes());
-        self.records.read(&mut [ReadRequest { pointer, first_block: 0, out: &mut bytes }])?;
+        // nodes have a cache of their own
+        self.records.read(&mut [ReadRequest { pointer, first_block: 0, out: &mut bytes }], 0)?;
         let node = Arc::new(Node::parse(bytes)?);
         if node.birth() != pointer.birth {
             fail!(Corrupt, "a tree node says it was born in {} but its pointer says {}", node.birth(), pointer.birth);

@@ -196,7 +196,8 @@ impl Pool {
             let (root, _) = Root::decode(&dataset.root)?;
             structural(&mut report, &self.meta, &root, dataset.id);
             let items = Arc::new(FrozenItems { nodes: self.meta.clone(), root, hash_seed: dataset.hash_seed });
-            let contents = Objects::new(Arc::new(super::pool_io::PoolIo::new(self, false)), items.clone());
+            let contents =
+                Objects::new(Arc::new(super::pool_io::PoolIo::new(self, dataset.content, false)), items.clone());
             let frozen = Frozen { items, contents };
             let name =
                 if dataset.name.is_empty() { self.name.clone() } else { format!("{}/{}", self.name, dataset.name) };

@@ -517,7 +517,7 @@ impl Pool {
         let (root, _) = Root::decode(&entry.root)?;
         self.tree_nodes.fetch_add(root.nodes, std::sync::atomic::Ordering::Relaxed);
         let items = Arc::new(DatasetItems::new(root, self.meta.clone(), self.space.epoch.clone()));
-        let io = Arc::new(super::pool_io::PoolIo::new(self, entry.reserved));
+        let io = Arc::new(super::pool_io::PoolIo::new(self, entry.content, entry.reserved));
         let objects = Objects::new(io, items.clone());
         let host: Arc<dyn Host> = self.clone();
         let dataset = Arc::new(Dataset::new(entry, items, objects, host));

@@ -24,6 +24,10 @@ use crate::txg::gate::Gate;
 use crate::txg::log::IntentLog;
 use crate::volume::Volume;
 
+/// However much memory there is, a commit begins at so many dirty bytes: a file's first fsync waits for what is dirty of
+/// it, and a disk that writes all the time gets more done than one that is idle and then flooded.
+const DIRTY_START_BYTES_MAX: u64 = 64 << 20;
+
 /// What a pool is run with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -59,7 +63,7 @@ impl Options {
 
     /// Dirty memory at which a commit begins without waiting for its time.
     pub fn dirty_bytes_start(&self) -> u64 {
-        self.memory_bytes / 5
+        (self.memory_bytes / 5).min(DIRTY_START_BYTES_MAX)
     }
 }
 
@@ -141,10 +145,10 @@ pub(crate) struct Parts {
 
 impl Pool {
     pub(crate) fn assemble(parts: Parts) -> Pool {
-        let cache = parts.options.memory_bytes / 5;
-        let records = Arc::new(RecordStore::new(parts.space.clone(), cache / 2));
-        let meta = Arc::new(Nodes::new(records.clone(), Class::Meta, cache));
-        let system = Arc::new(Nodes::new(records.clone(), Class::System, cache / 8));
+        let memory = parts.options.memory_bytes;
+        let records = Arc::new(RecordStore::new(parts.space.clone(), memory / 4));
+        let meta = Arc::new(Nodes::new(records.clone(), Class::Meta, memory / 5));
+        let system = Arc::new(Nodes::new(records.clone(), Class::System, memory / 40));
         let log = IntentLog::new(parts.space.clone(), parts.id, parts.log_segments, parts.log_start);
         let mark = log.mark(parts.txg).position;
         Pool {

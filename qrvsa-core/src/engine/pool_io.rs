@@ -10,9 +10,9 @@ use crate::buf::BufSlice;
 use crate::error::Result;
 use crate::fs::store::Intent;
 use crate::object::{Pin, ReadRequest, RecordIo};
-use crate::pool::format::entries::Class;
+use crate::pool::format::entries::{Class, Content};
 use crate::record::pointer::Pointer;
-use crate::record::store::RecordStore;
+use crate::record::store::{FILE_READ_KEPT_BYTES_MAX, RecordStore};
 
 /// Data records of a pool.
 pub struct PoolIo {
@@ -23,13 +23,20 @@ pub struct PoolIo {
     replaying: Arc<AtomicBool>,
     /// The dataset's space is set aside.
     claimed: bool,
+    /// Reads up to this length are kept in the record cache.
+    kept_bytes_max: usize,
 }
 
 impl PoolIo {
-    /// Over a pool, for a dataset whose space is set aside (`claimed`) or not.
-    pub fn new(pool: &Pool, claimed: bool) -> PoolIo {
+    /// Over a pool, for a dataset of this kind whose space is set aside (`claimed`) or not.
+    pub fn new(pool: &Pool, content: Content, claimed: bool) -> PoolIo {
         PoolIo {
             claimed,
+            kept_bytes_max: match content {
+                Content::FileSystem => FILE_READ_KEPT_BYTES_MAX,
+                // nobody above a volume keeps what it reads
+                Content::Volume => usize::MAX,
+            },
             records: pool.records.clone(),
             dirty: pool.dirty.clone(),
             wake: pool.wake.clone(),
@@ -41,7 +48,7 @@ impl PoolIo {
 
 impl RecordIo for PoolIo {
     fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
-        self.records.read(requests)
+        self.records.read(requests, self.kept_bytes_max)
     }
 
     fn write(&self, txg: u64, records: &[BufSlice]) -> Result<Vec<Pointer>> {

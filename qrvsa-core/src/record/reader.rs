@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::checksum::checksum;
 use super::pointer::{Pointer, UNIT_BLOCKS};
 use super::recover::Wanted;
-use super::store::{CACHED_READ_BYTES_MAX, READ_DEADLINE, RecordStore, UnitKey};
+use super::store::{READ_DEADLINE, RecordStore, UnitKey};
 use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::device::{Device, IoBatch, Outcome, Request};
 use crate::error::Result;
@@ -78,11 +78,12 @@ impl RecordStore {
         Ok(())
     }
 
-    /// Reads parts of records. The caller holds a pin since before it looked the pointers up.
+    /// Reads parts of records. The caller holds a pin since before it looked the pointers up. What is read goes into the
+    /// cache if it is at most `kept_bytes_max` bytes together.
     ///
     /// # Errors
     /// `Corrupt` or `Io` when a record is damaged beyond repair; nothing can be said of the destinations then.
-    pub fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+    pub fn read(&self, requests: &mut [ReadRequest<'_>], kept_bytes_max: usize) -> Result<()> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut wanted: Vec<Wanted> = Vec::new();
         for (index, request) in requests.iter_mut().enumerate() {
@@ -116,7 +117,8 @@ impl RecordStore {
             }
         }
         if !pieces.is_empty() {
-            self.read_pieces(pieces, requests, &mut wanted);
+            let keep = requests.iter().map(|r| r.out.len()).sum::<usize>() <= kept_bytes_max;
+            self.read_pieces(pieces, requests, keep, &mut wanted);
         }
         if wanted.is_empty() { Ok(()) } else { self.recover(wanted, requests) }
     }
@@ -161,7 +163,13 @@ impl RecordStore {
         });
     }
 
-    fn read_pieces(&self, mut pieces: Vec<Piece>, requests: &mut [ReadRequest<'_>], wanted: &mut Vec<Wanted>) {
+    fn read_pieces(
+        &self,
+        mut pieces: Vec<Piece>,
+        requests: &mut [ReadRequest<'_>],
+        keep: bool,
+        wanted: &mut Vec<Wanted>,
+    ) {
         pieces.sort_by_key(|p| (p.member.index, p.offset));
         let mut batch = IoBatch::new();
         let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
@@ -182,12 +190,11 @@ impl RecordStore {
             batch.push(&pieces[start].device, Request::Read { offset: pieces[start].offset, bufs });
             runs.push(start..at);
         }
-        let small = requests.iter().map(|r| r.out.len()).sum::<usize>() <= CACHED_READ_BYTES_MAX;
         for (outcome, run) in batch.wait(READ_DEADLINE).into_iter().zip(runs) {
             match outcome {
                 Outcome::Done(bufs) => {
                     for (piece, buf) in pieces[run].iter().zip(bufs) {
-                        self.accept(piece, &buf, &mut requests[piece.request], small, wanted);
+                        self.accept(piece, &buf, &mut requests[piece.request], keep, wanted);
                         buf.keep();
                     }
                 }
@@ -220,7 +227,7 @@ impl RecordStore {
         piece: &Piece,
         buf: &AlignedBuf,
         request: &mut ReadRequest<'_>,
-        small: bool,
+        keep: bool,
         wanted: &mut Vec<Wanted>,
     ) {
         let unit_bytes = UNIT_BLOCKS as usize * BLOCK_SIZE;
@@ -228,7 +235,7 @@ impl RecordStore {
             let unit = piece.unit + i as u32;
             if checksum(bytes) == request.pointer.checksum(piece.column, unit) {
                 copy_out(request, piece.column, unit, bytes);
-                if small {
+                if keep {
                     self.cache.insert(unit_key(request.pointer, piece.column, unit), Arc::from(bytes));
                 }
             } else {

@@ -15,8 +15,9 @@ use crate::pool::space::Space;
 pub const READ_DEADLINE: Duration = Duration::from_secs(4);
 /// A device that has not taken a write or a flush after this long is taken out of service.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-/// Reads up to this many bytes go into the record cache; longer ones are streams, which the kernel caches better.
-pub const CACHED_READ_BYTES_MAX: usize = 64 << 10;
+/// Of a filesystem's contents, reads up to this many bytes go into the record cache; longer ones are streams, which the
+/// kernel caches better.
+pub const FILE_READ_KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// Identity of a checksum unit on the devices.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

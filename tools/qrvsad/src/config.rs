@@ -1,7 +1,7 @@
 //! The configuration file, `/etc/qrvsa/qrvsad.toml`. It may be missing; every key has a default.
 //!
 //! ```toml
-//! memory_limit = "2GiB"      # dirty data and caches; default: a quarter of the memory, at most 2 GiB
+//! memory_limit = "2GiB"      # dirty data and caches; default: a quarter of the memory, at most 4 GiB
 //! sync_interval_s = 5        # longest time between two transaction groups
 //! scrub_rate = "200MiB"      # most bytes per second a scrub reads; default: no limit
 //! log_level = "info"         # error, warn, info, debug, trace, or a filter like "info,qrvsa_core::pool=debug"
@@ -26,7 +26,7 @@ pub const DEFAULT_CONFIG: &str = "/etc/qrvsa/qrvsad.toml";
 /// Where the state is unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/qrvsa";
 
-const MEMORY_DEFAULT_MAX: u64 = 2 << 30;
+const MEMORY_DEFAULT_MAX: u64 = 4 << 30;
 const MEMORY_MIN: u64 = 32 << 20;
 
 /// The configuration, checked, with defaults filled in.
