@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""iscsi.py [DOC]: LUNs of this daemon beside tgt's, over loopback, one after another in one run; about three minutes.
+"""iscsi.py [DOC]: LUNs of this daemon beside tgt's, over loopback, one after another in one run; about four minutes.
 
-Reads of 4 KiB are done by iscsi-perf, everything else by `qemu-img bench`, both through libiscsi in the client. File LUNs of both servers
-stand on the same file; a 2+2 volume stands on four files of the same disk. The table goes to the terminal and, with DOC, into
+Reads of 4 KiB are done by iscsi-perf, writes of 4 KiB and all of 1 MiB by `qemu-img bench`, both through libiscsi in the client. At QD 32 these
+clients can be busier than the server is: the rows with "own client" are done by this project's load generator
+(`qrvsa-iscsi/examples/load.rs`), which takes less of the processors, against all servers alike. File LUNs of both servers stand on the same file; a 2+2 volume stands on four files of the same disk. The table goes to the terminal and, with DOC, into
 that file between its markers.
 
   RT=2          seconds per figure        REPS=3     figures per row; the best counts
@@ -24,6 +25,7 @@ IQN = "iqn.2026-01.test.bench:a"
 BEGIN, END = "<!-- iscsi: begin -->", "<!-- iscsi: end -->"
 ROWS = [("4 KiB random read, QD 1", "IOPS", "read", 4096, 1), ("4 KiB random read, QD 32", "IOPS", "read", 4096, 32),
         ("4 KiB random write, QD 1", "IOPS", "write", 4096, 1), ("4 KiB random write, QD 32", "IOPS", "write", 4096, 32),
+        ("4 KiB random read, QD 32, own client", "IOPS", "own read", 4096, 32), ("4 KiB random write, QD 32, own client", "IOPS", "own write", 4096, 32),
         ("1 MiB sequential read, QD 4", "MB/s", "seqread", 1 << 20, 4), ("1 MiB sequential write, QD 4", "MB/s", "seqwrite", 1 << 20, 4)]
 SERVERS = ["qrvsa file", "tgt rdwr", "tgt aio", "qrvsa 2+2 volume", "qrvsa null", "tgt null"]
 
@@ -115,6 +117,13 @@ def perf(url, size, depth):
     return float(re.findall(r"iops average (\d+) \(", out)[-1])
 
 
+def own(url, kind, size, depth):
+    """IOPS of random reads or writes by this project's load generator."""
+    where = os.environ.get("QRVSA_BIN") or os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release")
+    address, target, lun = re.match(r"iscsi://([^/]+)/([^/]+)/(\d+)$", url).groups()
+    return float(run(os.path.join(where, "examples", "load"), address, target, lun, kind.split()[1], size, depth, RT))
+
+
 def bench(url, kind, size, depth, counts, key):
     """Requests per second by qemu-img bench, with a number of them that takes about RT seconds."""
     step = size if kind.startswith("seq") else size * 10007
@@ -139,7 +148,8 @@ def measure(where, image):
         try:
             for row in ROWS:
                 title, unit, kind, size, depth = row
-                one = lambda: perf(server.url, size, depth) if kind == "read" else bench(server.url, kind, size, depth, counts, (name, title))
+                one = lambda: perf(server.url, size, depth) if kind == "read" else own(server.url, kind, size, depth) if kind.startswith("own") \
+                    else bench(server.url, kind, size, depth, counts, (name, title))
                 best = max(one() for _ in range(REPS))
                 found[name, title] = best if unit == "IOPS" else best * size / 1e6
         finally:

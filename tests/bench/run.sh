@@ -64,6 +64,7 @@ printf '\n'
 ./table.py "$out" "$DOC" || failed=1
 if [ "${ISCSI:-1}" = 1 ]; then
   printf '\n== iSCSI (after %d s)\n' $((SECONDS - begin))
+  (cd "$ROOT" && cargo build --release --locked -p qrvsa-iscsi --example load) || failed=1
   ./iscsi.py "$DOC" || failed=1
 fi
 if [ "${VHDX:-1}" = 1 ]; then
