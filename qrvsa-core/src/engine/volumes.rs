@@ -107,6 +107,13 @@ impl Pool {
         Ok(volume)
     }
 
+    /// Whether somebody may be writing to a volume.
+    pub fn volume_in_use(&self, name: &str) -> bool {
+        let Ok(dataset) = self.volume_dataset(name) else { return false };
+        let volume = self.volumes.lock().get(&dataset.id).and_then(Weak::upgrade);
+        volume.is_some_and(|volume| volume.in_use())
+    }
+
     /// All volumes, by number.
     ///
     /// # Errors
