@@ -126,10 +126,10 @@ def test_refusals_and_failures(t):
     with open(big, "wb") as f:
         for _ in range(150):
             f.write(t.random.randbytes(4 * MIB))
-    daemon.refused("space.*new volume tank/big was removed again", "vhdx", "convert", big, "volume:tank/big", code=1, timeout=180)
+    daemon.refused("full.*new volume tank/big was removed again", "vhdx", "convert", big, "volume:tank/big", code=1, timeout=180)
     same([v["name"] for v in daemon.json("volume", "list", "tank")], ["tank/v", "tank/small"], "volumes after that")
     daemon.cli("volume", "create", "tank/big", "600M")
-    daemon.refused("space.*tank/big holds a part of the disk only", "vhdx", "convert", big, "volume:tank/big", code=1, timeout=180)
+    daemon.refused("full.*tank/big holds a part of the disk only", "vhdx", "convert", big, "volume:tank/big", code=1, timeout=180)
     daemon.cli("vhdx", "convert", "volume:tank/v", t.path("again.raw"))
     run(["cmp", disk, t.path("again.raw")])
     daemon.cli("vhdx", "convert", disk, "volume:tank/big", "--force")

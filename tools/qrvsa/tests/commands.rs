@@ -377,10 +377,12 @@ fn volumes_are_converted() {
 
     // A pool that becomes full in the middle: a new volume goes again, an old one holds a part, and both say so.
     std::fs::write(path("big.raw"), noise(5, 4 << 20).repeat(75)).unwrap();
-    run(&["big.raw", "volume:tank/big"]).fails(1, &["space", "new volume tank/big was removed again"]);
+    run(&["big.raw", "volume:tank/big"]).fails(1, &["full", "new volume tank/big was removed again"]);
     assert!(daemon.client().volume(&"tank/big".parse().unwrap()).is_err());
     qrvsa(&daemon, &["volume", "create", "tank/big", "300M"]).works();
-    run(&["big.raw", "volume:tank/big"]).fails(1, &["space", "tank/big holds a part of the disk only"]);
+    run(&["big.raw", "volume:tank/big"]).fails(1, &["full", "tank/big holds a part of the disk only"]);
+    // What is in it makes room for what replaces it.
+    run(&["a.raw", "volume:tank/big", "--force"]).works();
     qrvsa(&daemon, &["volume", "destroy", "tank/big", "--force"]).works();
 
     // The daemon is not needed for files, but for volumes.

@@ -146,6 +146,8 @@ impl Daemon {
                 return Err(ApiError::new(ErrorKind::NeedsForce, what));
             }
             volume.clear().api()?;
+            // In a full pool the first write finds no room unless a commit has seen what comes back.
+            self.engine.sync(&name.pool).api()?;
         }
         let filled = write_records(name, &volume, incoming);
         match &filled {
