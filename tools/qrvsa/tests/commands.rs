@@ -385,7 +385,13 @@ fn volumes_are_converted() {
     run(&["a.raw", "volume:tank/big", "--force"]).works();
     qrvsa(&daemon, &["volume", "destroy", "tank/big", "--force"]).works();
 
-    // The daemon is not needed for files, but for volumes.
+    // The daemon is not needed for files, but for volumes; not even to answer, where a name could be one.
+    let mute = std::os::unix::net::UnixListener::bind(path("mute")).unwrap();
+    std::fs::create_dir(path("tank")).unwrap();
+    let mut stuck = command(&daemon);
+    stuck.env("QRVSA_SOCKET", path("mute")).args(["vhdx", "convert", "a.raw", "tank/a.vhdx"]);
+    finish(&mut stuck).works();
+    drop(mute);
     let mut without = command(&daemon);
     without.env("QRVSA_SOCKET", path("nobody")).args(["vhdx", "convert", "a.raw", "tank.vhdx"]);
     finish(&mut without).works();

@@ -90,7 +90,7 @@ pub fn convert(args: &Convert, socket: &Path, json: bool) -> Result<u8, ApiError
             ConvertSource::Disk(Box::new(volume::Source::new(Rc::clone(&client), info, Rc::clone(&words))))
         }
         Place::Path(path) => {
-            refuse_bare_volume(&client, path)?;
+            refuse_bare_volume(socket, path)?;
             ConvertSource::open(path, args.raw_source).map_err(|e| failed(&e))?
         }
     };
@@ -109,7 +109,7 @@ pub fn convert(args: &Convert, socket: &Path, json: bool) -> Result<u8, ApiError
                     .map(|filled| (filled.done, filled.created))
             }
             Place::Path(path) => {
-                refuse_bare_volume(&client, path)?;
+                refuse_bare_volume(socket, path)?;
                 let target = target(args, path, &source)?;
                 convert_disk(&source, path, &target, force, args.dry_run, &mut progress)
                     .map(|done| (done, true))

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use qrvsa_api::names::FsName;
 use qrvsa_api::{ApiError, Client, ErrorKind};
@@ -11,6 +12,8 @@ use crate::ui::clean;
 
 /// What stands before the name of a volume. A file of such a name is written with `./` before it.
 const VOLUME: &str = "volume:";
+/// How long the daemon is waited for where it is not needed.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One side of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,19 +49,27 @@ impl fmt::Display for Place {
 }
 
 /// Refuses a path that is not there but names a volume that is: most likely that was meant.
-pub fn refuse_bare_volume(client: &Client, path: &Path) -> Result<(), ApiError> {
+pub fn refuse_bare_volume(socket: &Path, path: &Path) -> Result<(), ApiError> {
     let Some(name) = path.to_str().and_then(|text| text.parse::<FsName>().ok()).filter(|name| name.fs.is_some()) else {
         return Ok(());
     };
-    // Files need no daemon: whatever is wrong with it is no matter here.
-    let there = path.symlink_metadata().is_err()
-        && client.daemon().is_ok_and(|daemon| daemon.ready)
-        && client.volume(&name).is_ok();
-    if !there {
+    if path.symlink_metadata().is_ok() || !volume_exists(socket, &name) {
         return Ok(());
     }
     Err(ApiError::new(ErrorKind::Invalid, format!("there is no file {name}, but a volume of that name"))
         .with_hint(format!("write {VOLUME}{name} for the volume, ./{name} for a file")))
+}
+
+/// Whether the daemon knows a volume. Files need no daemon: whatever is wrong with it, a hang included, is no matter here.
+fn volume_exists(socket: &Path, name: &FsName) -> bool {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (socket, name) = (socket.to_owned(), name.clone());
+    let asking = std::thread::Builder::new().name("ask".to_owned()).spawn(move || {
+        let there = Client::new(socket)
+            .is_ok_and(|client| client.daemon().is_ok_and(|daemon| daemon.ready) && client.volume(&name).is_ok());
+        let _ = sender.send(there);
+    });
+    asking.is_ok() && receiver.recv_timeout(PATIENCE).unwrap_or(false)
 }
 
 #[cfg(test)]
