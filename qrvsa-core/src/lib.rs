@@ -9,6 +9,7 @@
 //!  object    file and volume contents: dirty data, holes, extents, read path
 //!  dataset   a named tree of keys and values, seen through the open and the syncing transaction group
 //!  txg       transaction groups, intent log, commit, recovery
+//!  item      words that all above share: values, objects, intents
 //!  tree      copy-on-write B+tree, one kind for all metadata
 //!  record    pointers, erasure coding, checksums, the batched record reader and writer
 //!  pool      labels, uberblocks, zones, block groups, allocation, scrub, rebuild
@@ -26,6 +27,7 @@ pub mod engine;
 pub mod env;
 pub mod error;
 pub mod fs;
+pub mod item;
 pub mod object;
 pub mod pool;
 pub mod record;

@@ -10,7 +10,7 @@ use super::items::DatasetItems;
 use super::memtable::Growth;
 use crate::env::Environment;
 use crate::error::Result;
-use crate::fs::store::{Intent, KIND_ORPHAN, ObjectRef, Usage};
+use crate::item::{Intent, KIND_ORPHAN, ObjectRef, Usage};
 use crate::object::Objects;
 use crate::pool::format::entries::{Content, DatasetEntry};
 use crate::tree::{Key, Root};

@@ -8,7 +8,7 @@ use super::memtable::Memtable;
 use super::nodes::Nodes;
 use super::view::View;
 use crate::error::Result;
-use crate::fs::store::Value;
+use crate::item::Value;
 use crate::object::Items;
 use crate::pool::epoch::Epochs;
 use crate::tree::{Key, Root};

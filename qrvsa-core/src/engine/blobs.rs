@@ -11,7 +11,7 @@ use crate::bytes::{Reader, Writer};
 use crate::dataset::Host;
 use crate::error::Result;
 use crate::fail;
-use crate::fs::store::VALUE_BYTES_MAX;
+use crate::item::VALUE_BYTES_MAX;
 use crate::pool::format::entries::kind;
 use crate::tree::Key;
 

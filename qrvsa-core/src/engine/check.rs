@@ -9,7 +9,8 @@ use super::Pool;
 use super::commit::POOL_TREE;
 use crate::dataset::nodes::Nodes;
 use crate::error::{Error, Result};
-use crate::fs::store::{ItemSource, ObjectRef, Value};
+use crate::fs::store::ItemSource;
+use crate::item::{ObjectRef, Value};
 use crate::object::{Items, KIND_EXTENT, Objects};
 use crate::pool::bitmap::Bitmap;
 use crate::pool::format::entries::{

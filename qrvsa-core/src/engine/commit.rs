@@ -20,7 +20,7 @@ use crate::device::{IoBatch, Outcome, Request};
 use crate::engine::Pool;
 use crate::error::Result;
 use crate::fail;
-use crate::fs::store::Value;
+use crate::item::Value;
 use crate::pool::format::entries::{CHUNK_ROWS, Class, bitmap_key, group_key, kind};
 use crate::pool::format::layout;
 use crate::pool::format::uberblock::{LogStart, UberMember, Uberblock};

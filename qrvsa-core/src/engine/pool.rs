@@ -14,7 +14,7 @@ use crate::dataset::{Dataset, Host};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::fs::store::{Intent, Usage};
+use crate::item::{Intent, Usage};
 use crate::pool::format::entries::{Class, Content, kind};
 use crate::pool::group::Group;
 use crate::pool::space::{Geometry, Space};

@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Pool;
 use crate::buf::BufSlice;
 use crate::error::Result;
-use crate::fs::store::Intent;
+use crate::item::Intent;
 use crate::object::{Pin, ReadRequest, RecordIo};
 use crate::pool::format::entries::{Class, Content};
 use crate::record::pointer::Pointer;

@@ -10,7 +10,8 @@ use crate::dataset::Dataset;
 use crate::device::Device;
 use crate::device::sim::{CrashMode, PowerSwitch, SimConfig, SimControl, SimDevice};
 use crate::env::{Environment, SeededRandom, SimClock};
-use crate::fs::store::{Intent, Log, ObjectRef, Store};
+use crate::fs::store::Store;
+use crate::item::{Intent, Log, ObjectRef};
 use crate::pool::format::entries::MemberState;
 use crate::pool::space::Geometry;
 use crate::tree::Key;
@@ -465,7 +466,7 @@ fn a_full_pool_refuses_writes_gives_space_back_and_ends_where_it_began() {
             Store::put(
                 &*ds,
                 &tx,
-                Key::new(0, crate::fs::store::KIND_ORPHAN, object.id),
+                Key::new(0, crate::item::KIND_ORPHAN, object.id),
                 Arc::from(RECORD.to_le_bytes().as_slice()),
                 Log::Always,
             );

@@ -8,7 +8,8 @@ use crate::buf::BLOCK_SIZE;
 use crate::dataset::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::fs::store::{Log, Store};
+use crate::fs::store::Store;
+use crate::item::Log;
 use crate::object::Items;
 use crate::pool::format::entries::Content;
 use crate::volume::{Settings, Spec, VOLUME_OBJECT, Volume, settings_key};
@@ -105,6 +106,13 @@ impl Pool {
         let volume = Arc::new(Volume::open(dataset.clone())?);
         volumes.insert(dataset.id, Arc::downgrade(&volume));
         Ok(volume)
+    }
+
+    /// Whether somebody may be writing to a volume.
+    pub fn volume_in_use(&self, name: &str) -> bool {
+        let Ok(dataset) = self.volume_dataset(name) else { return false };
+        let volume = self.volumes.lock().get(&dataset.id).and_then(Weak::upgrade);
+        volume.is_some_and(|volume| volume.in_use())
     }
 
     /// All volumes, by number.

@@ -13,7 +13,7 @@ use super::plan::Span;
 use super::{KIND_EXTENT, KIND_SPACE, Objects, Shard};
 use crate::buf::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::store::{ObjectRef, Value};
+use crate::item::{ObjectRef, Value};
 use crate::record::pointer::Pointer;
 use crate::tree::Key;
 

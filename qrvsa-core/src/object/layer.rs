@@ -17,7 +17,7 @@ use super::ranges::RangeSet;
 use super::slot::DirtySlot;
 use crate::buf::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 
 /// Block numbers end here: contents reach to 2^63 bytes, as far as a file offset can.
 pub(super) const BLOCKS_END: u64 = 1 << 51;

@@ -10,7 +10,7 @@ use super::bits::Bits;
 use super::extents::bytes;
 use super::layer::{BLOCK, BLOCKS_END, Cover, Layer, Object, Shape, State};
 use crate::buf::BufSlice;
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 
 /// A change of an object's contents for the intent log. On replay, changes of a txg that is committed are passed over.
 #[derive(Clone, Debug)]

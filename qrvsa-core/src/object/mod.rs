@@ -54,7 +54,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::buf::BufSlice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::store::{Intent, ObjectRef, Value};
+use crate::item::{Intent, ObjectRef, Value};
 use crate::record::pointer::Pointer;
 use crate::tree::Key;
 

@@ -13,7 +13,7 @@ use super::slot::DirtySlot;
 use super::write::Known;
 use crate::buf::BLOCK_SIZE;
 use crate::error::Result;
-use crate::fs::store::{Intent, ObjectRef};
+use crate::item::{Intent, ObjectRef};
 
 /// A punch, cut up.
 struct Cut {

@@ -12,7 +12,7 @@ use super::layer::{BLOCK, Cover, Layer, Shape, State};
 use super::{Objects, ReadRequest, blocks_of};
 use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::error::{ErrorKind, Result};
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 
 /// Look-ups of the extents for one read, when records turn out unreadable and the extents changed meanwhile.
 const LOOKUPS_MAX: usize = 8;

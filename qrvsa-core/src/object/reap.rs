@@ -6,7 +6,7 @@ use super::layer::Shape;
 use super::sync::SyncStats;
 use super::{KIND_EXTENT, Objects};
 use crate::error::Result;
-use crate::fs::store::{KIND_ORPHAN, ObjectRef};
+use crate::item::{KIND_ORPHAN, ObjectRef};
 use crate::record::pointer::Pointer;
 use crate::tree::Key;
 

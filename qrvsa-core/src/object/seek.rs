@@ -7,7 +7,7 @@ use super::layer::{BLOCK, BLOCKS_END, Cover, Shape, State};
 use super::ranges::RangeSet;
 use super::{Objects, bits::Bits};
 use crate::error::Result;
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 
 /// Extents per scan when one is looked for: past those of its slot before it.
 const SEEK_PAGE: usize = 16;

@@ -22,7 +22,7 @@ use super::slot::SlotData;
 use super::{KIND_SPACE, Objects, ReadRequest, log};
 use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::store::Intent;
+use crate::item::Intent;
 use crate::record::pointer::Pointer;
 use crate::tree::Key;
 

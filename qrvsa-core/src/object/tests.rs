@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::testing::{MemIo, MemItems};
 use super::*;
 use crate::buf::BLOCK_SIZE;
-use crate::fs::store::KIND_ORPHAN;
+use crate::item::KIND_ORPHAN;
 
 const B: u64 = BLOCK_SIZE as u64;
 

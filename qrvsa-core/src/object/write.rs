@@ -18,7 +18,7 @@ use super::slot::{Below, DirtySlot};
 use super::{Objects, blocks_of};
 use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::error::Result;
-use crate::fs::store::{Intent, ObjectRef};
+use crate::item::{Intent, ObjectRef};
 
 /// What was found out without the object's mutex.
 #[derive(Default)]

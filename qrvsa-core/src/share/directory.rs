@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::ops::{
     AllocateMode, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs, XattrMode,
 };
+use crate::volume::Sharing;
 
 /// Name of the directory.
 pub const NAME: &[u8] = b".volumes";
@@ -56,13 +57,21 @@ impl Access {
     }
 }
 
+/// A file that somebody has open.
+struct Opened {
+    face: Arc<Face>,
+    count: u64,
+    /// Since it was opened while it could be written.
+    sharing: Option<Sharing>,
+}
+
 /// A filesystem with the volumes of its pool.
 pub struct WithVolumes {
     inner: Arc<dyn Operations>,
     dataset: Arc<Dataset>,
     pool: Arc<Pool>,
-    /// Files that somebody has open, and how often. Only these hold their volume.
-    open: Mutex<HashMap<Ino, (Arc<Face>, u64)>>,
+    /// Files that somebody has open. Only these hold their volume.
+    open: Mutex<HashMap<Ino, Opened>>,
     /// Whether `.volumes` was there when somebody was last told that the root's listing may be remembered.
     was_there: AtomicBool,
 }
@@ -109,17 +118,26 @@ impl WithVolumes {
         if ino == DIRECTORY {
             return refused(Errno::EISDIR);
         }
-        if let Some((face, _)) = self.open.lock().get(&ino) {
-            return Ok(face.clone());
+        if let Some(opened) = self.open.lock().get(&ino) {
+            return Ok(opened.face.clone());
         }
         Ok(Arc::new(Face::new(self.pool.open_volume(&self.with_number(ino)?.name)?)))
     }
 
-    fn writable(&self, ino: Ino) -> Result<Arc<Face>> {
-        match self.access() {
-            Access::ReadWrite => self.face(ino),
-            Access::Off | Access::ReadOnly => refused(Errno::EROFS),
+    /// The face of a file to write through, and, of a file that nobody has open, the permission to.
+    fn writable(&self, ino: Ino) -> Result<(Arc<Face>, Option<Sharing>)> {
+        if self.access() != Access::ReadWrite {
+            return refused(Errno::EROFS);
         }
+        if let Some(opened) = self.open.lock().get_mut(&ino) {
+            if opened.sharing.is_none() {
+                opened.sharing = Some(opened.face.volume().share()?);
+            }
+            return Ok((opened.face.clone(), None));
+        }
+        let face = self.face(ino)?;
+        let sharing = face.volume().share()?;
+        Ok((face, Some(sharing)))
     }
 
     /// Attributes of the directory, or of a file.
@@ -285,7 +303,13 @@ impl Operations for WithVolumes {
             return Ok(());
         }
         let face = self.face(ino)?;
-        self.open.lock().entry(ino).or_insert_with(|| (face, 0)).1 += 1;
+        let mut open = self.open.lock();
+        let opened = open.entry(ino).or_insert_with(|| Opened { face, count: 0, sharing: None });
+        opened.count += 1;
+        if opened.sharing.is_none() && self.access() == Access::ReadWrite {
+            // whoever fills the volume meanwhile keeps the file from being written, not from being read
+            opened.sharing = opened.face.volume().share().ok();
+        }
         Ok(())
     }
 
@@ -294,9 +318,9 @@ impl Operations for WithVolumes {
             return self.inner.release(ino);
         }
         let mut open = self.open.lock();
-        if let Some((_, count)) = open.get_mut(&ino) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(opened) = open.get_mut(&ino) {
+            opened.count -= 1;
+            if opened.count == 0 {
                 open.remove(&ino);
             }
         }
@@ -327,7 +351,7 @@ impl Operations for WithVolumes {
         if ino < OURS {
             return self.inner.write(ino, offset, data, append, kill_priv);
         }
-        let face = self.writable(ino)?;
+        let (face, _sharing) = self.writable(ino)?;
         if append {
             return refused(Errno::EPERM);
         }
@@ -411,7 +435,7 @@ impl Operations for WithVolumes {
         if ino < OURS {
             return self.inner.fallocate(caller, ino, mode, range);
         }
-        let face = self.writable(ino)?;
+        let (face, _sharing) = self.writable(ino)?;
         let inside = range.end <= face.length()?;
         match mode {
             AllocateMode::PunchHole | AllocateMode::ZeroRange { .. } if inside => face.discard(range),

@@ -674,6 +674,6 @@ fn a_damaged_tree_is_not_made_worse() {
 
 #[test]
 fn limits_agree_with_the_store_seam() {
-    assert_eq!(VALUE_BYTES_MAX, crate::fs::store::VALUE_BYTES_MAX);
+    assert_eq!(VALUE_BYTES_MAX, crate::item::VALUE_BYTES_MAX);
     const { assert!(2 * (VALUE_BYTES_MAX + ENTRY_BYTES) <= CONTENT_BYTES_MAX) };
 }

@@ -5,7 +5,7 @@
 
 use crate::bytes::{Reader, Writer};
 use crate::error::Result;
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 use crate::tree::Key;
 use crate::tree::key::KEY_BYTES;
 
@@ -16,7 +16,7 @@ pub struct ItemChange {
     pub key: Key,
     /// Its new value; `None` removes it.
     pub value: Option<Vec<u8>>,
-    /// Keep the fields that describe contents as they are on disk (`fs::store::Log::KeepContentFields`).
+    /// Keep the fields that describe contents as they are on disk (`item::Log::KeepContentFields`).
     pub keep_content_fields: bool,
 }
 

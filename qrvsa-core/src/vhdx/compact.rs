@@ -1,10 +1,13 @@
 //! Compacting: blocks of zeros lose their space, the last blocks move down into gaps, the file ends behind what remains.
 //!
 //! A block is copied to its new place, and the table changes with the next commit, which flushes the copy before; the old
-//! place is used again only after it. So a crash leaves each block where it was or where it went, whole.
+//! place is used again only after it. So a crash leaves each block where it was or where it went, whole. The table itself goes
+//! the same way, as in a change of the size: a disk that grew has it behind blocks that may be gone by now, and one that
+//! became smaller needs less of it.
 
-use super::format::{BatEntry, BatSlot, BitmapState, MIB, PayloadState};
+use super::format::{BatEntry, BatSlot, BitmapState, MIB, PayloadState, Region, RegionTable};
 use super::image::{Image, Shape};
+use super::write::Allocation;
 use crate::error::Result;
 
 /// Bytes read or copied at once.
@@ -35,6 +38,7 @@ impl Image {
         let mut kept = MIB + u64::from(self.journal.lock().header().log_length);
         let regions = [shape.regions.bat, shape.regions.metadata].into_iter();
         kept += regions.chain(shape.regions.others.iter().map(|o| o.region)).map(|r| u64::from(r.length)).sum::<u64>();
+        kept -= u64::from(shape.regions.bat.length).saturating_sub(table_length(&shape));
         let mut blocks = Vec::new();
         self.for_each_entry(&shape, |slot, entry| {
             match slot {
@@ -69,6 +73,10 @@ impl Image {
         self.renew_map()?;
         done.moved_blocks = self.move_down(on_progress)?;
         self.commit()?;
+        if self.move_table()? {
+            done.moved_blocks += self.move_down(on_progress)?;
+            self.commit()?;
+        }
         self.close()?;
         done.length_after = self.file_length();
         Ok(done)
@@ -200,15 +208,8 @@ impl Image {
         let _closed = self.gates.close(gate);
         let target = {
             let mut space = self.space_with_room()?;
-            let Some(map) = &mut space.map else { return Ok(false) };
-            match map.allocate(length / MIB) {
-                Some((mib, _)) if mib * MIB < offset => mib * MIB,
-                Some((mib, _)) => {
-                    map.release(mib..mib + length / MIB);
-                    return Ok(false);
-                }
-                None => return Ok(false),
-            }
+            let Some(target) = gap_before(&mut space, offset, length) else { return Ok(false) };
+            target
         };
         let copied = self.copy_block(offset, target, length);
         let mut space = self.space_with_room()?;
@@ -229,6 +230,38 @@ impl Image {
         Ok(true)
     }
 
+    /// Moves the table into a gap before it, or, where there is none, gives back what it has too much; whether it did.
+    fn move_table(&self) -> Result<bool> {
+        let mut shape = self.shape.write();
+        let mut journal = self.journal.lock();
+        // Nothing is dirty and everything is in its place when the table is looked at.
+        self.commit_with(&mut journal, Vec::new())?;
+        let old = shape.regions.bat;
+        let length = table_length(&shape);
+        let gap = gap_before(&mut self.space.lock(), old.offset, length);
+        let (new, rest) = match gap {
+            Some(offset) => {
+                if let Err(error) = self.file.zero(offset, length, true) {
+                    self.untake_space(&mut self.space.lock(), offset, length);
+                    return Err(self.failed("cannot move the table of")(error));
+                }
+                (self.copy_table_to(&shape, offset, length)?, (old.offset, u64::from(old.length)))
+            }
+            // At most 514 MiB.
+            None if length < u64::from(old.length) => (
+                Region { offset: old.offset, length: length as u32 },
+                (old.offset + length, u64::from(old.length) - length),
+            ),
+            None => return Ok(false),
+        };
+        let regions = RegionTable { bat: new, ..shape.regions.clone() };
+        let changes = self.region_changes(&regions)?;
+        self.space.lock().freed.push(rest);
+        self.commit_with(&mut journal, changes)?;
+        *shape = Shape::new(shape.disk, regions);
+        Ok(true)
+    }
+
     /// Copies a run of the file into another, with its holes.
     fn copy_block(&self, from: u64, to: u64, length: u64) -> Result<()> {
         let failed = || self.failed("cannot move a block of");
@@ -245,4 +278,20 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Bytes that the table needs.
+fn table_length(shape: &Shape) -> u64 {
+    shape.layout.bytes().next_multiple_of(MIB)
+}
+
+/// Takes a gap before `before`.
+fn gap_before(space: &mut Allocation, before: u64, length: u64) -> Option<u64> {
+    let map = space.map.as_mut()?;
+    let (mib, _) = map.allocate(length / MIB)?;
+    if mib * MIB < before {
+        return Some(mib * MIB);
+    }
+    map.release(mib..mib + length / MIB);
+    None
 }

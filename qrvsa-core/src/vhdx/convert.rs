@@ -1,5 +1,5 @@
-//! Copying the contents of a disk between VHDX images, raw files and block devices. What is a hole or zero on one side is
-//! not read, and takes no space on the other.
+//! Copying the contents of a disk between VHDX images, raw files, block devices, and disks of other kinds ([`SourceDisk`],
+//! [`TargetDisk`]). What is a hole or zero on one side is not read, and takes no space on the other.
 //!
 //! A new file is written under another name and gets its own only when it is whole and durable.
 
@@ -22,6 +22,56 @@ const PIECE: u64 = 1 << 20;
 /// Zeros inside data are left out in units of so many bytes.
 const GRAIN: usize = 64 << 10;
 
+/// A disk of another kind, to be read.
+pub trait SourceDisk {
+    /// Bytes of the disk.
+    fn size(&self) -> u64;
+
+    /// Logical sector of the disk, if it says so.
+    fn logical_sector(&self) -> Option<u32>;
+
+    /// How far that goes on which is at `at`, in bytes (at least 1), and whether it is data; otherwise it is zeros.
+    ///
+    /// # Errors
+    /// The disk's own.
+    fn extent(&self, at: u64) -> Result<(u64, bool)>;
+
+    /// Fills `buf` from `at`, all of it inside the disk.
+    ///
+    /// # Errors
+    /// The disk's own.
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+/// A disk of another kind, to be written: in order, each byte at most once.
+pub trait TargetDisk {
+    /// Zeros inside data are left out in units of so many bytes.
+    fn grain(&self) -> usize {
+        GRAIN
+    }
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// The disk's own.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes a run zero.
+    ///
+    /// # Errors
+    /// The disk's own.
+    fn zero(&mut self, at: u64, length: u64) -> Result<()>;
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// The disk's own.
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// Hears how far a conversion is, bytes of the disk done and in all; ends it with an error.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 /// What is read.
 pub enum ConvertSource {
     /// An image, with its parents.
@@ -35,6 +85,8 @@ pub enum ConvertSource {
         /// Bytes.
         size: u64,
     },
+    /// Something else.
+    Disk(Box<dyn SourceDisk>),
 }
 
 /// What is made.
@@ -85,6 +137,7 @@ impl ConvertSource {
         match self {
             ConvertSource::Image(image) => image.size(),
             ConvertSource::Raw { size, .. } => *size,
+            ConvertSource::Disk(disk) => disk.size(),
         }
     }
 
@@ -94,6 +147,7 @@ impl ConvertSource {
         match self {
             ConvertSource::Image(image) => Some(image.disk().logical_sector),
             ConvertSource::Raw { .. } => None,
+            ConvertSource::Disk(disk) => disk.logical_sector(),
         }
     }
 
@@ -109,6 +163,7 @@ impl ConvertSource {
                     None => (*size - at, false),
                 })
             }
+            ConvertSource::Disk(disk) => disk.extent(at),
         }
     }
 
@@ -118,6 +173,7 @@ impl ConvertSource {
             ConvertSource::Raw { file, path, .. } => {
                 file.read_exact_at(buf, at).map_err(|e| io_error(path, "cannot read", e))
             }
+            ConvertSource::Disk(disk) => disk.read(at, buf),
         }
     }
 }
@@ -143,19 +199,19 @@ enum Sink {
     },
 }
 
-impl Sink {
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+impl TargetDisk for Sink {
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         match self {
-            Sink::Image(image) => image.write(at, bytes),
+            Sink::Image(image) => write_whole(image, at, bytes),
             Sink::File { file, path } | Sink::Device { file, path } => {
                 file.write_all_at(bytes, at).map_err(|e| io_error(path, "cannot write", e))
             }
         }
     }
 
-    /// Makes a run zero; on new files and images it is.
-    fn zero(&self, at: u64, length: u64) -> Result<()> {
-        let Sink::Device { file, path } = self else { return Ok(()) };
+    /// On new files and images it is.
+    fn zero(&mut self, at: u64, length: u64) -> Result<()> {
+        let Sink::Device { file, path } = &*self else { return Ok(()) };
         let number = |n: u64| i64::try_from(n).map_err(|_| nix::errno::Errno::EFBIG);
         let zeroed = number(at).and_then(|at| {
             nix::fcntl::fallocate(
@@ -179,7 +235,7 @@ impl Sink {
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         match self {
             Sink::Image(image) => image.flush().and_then(|()| image.close()),
             Sink::File { file, path } | Sink::Device { file, path } => {
@@ -201,18 +257,18 @@ impl Drop for Unfinished {
 }
 
 /// Copies `source` into `target`: a new file; with `force`, one that exists, or a block device. With `dry_run`, reads only
-/// where data is, and writes nothing. `on_progress` gets bytes of the disk done and in all.
+/// where data is, and writes nothing.
 ///
 /// # Errors
-/// [`ErrorKind::NeedsForce`] if there is something; [`ErrorKind::NoSpace`]; as for [`Image::read`]. A file that exists is
-/// replaced only after success; of a block device, nobody knows.
+/// [`ErrorKind::NeedsForce`] if there is something; [`ErrorKind::NoSpace`]; as for [`Image::read`]; what `on_progress` gives.
+/// A file that exists is replaced only after success; a block device holds a part of the disk.
 pub fn convert(
     source: &ConvertSource,
     target: &Path,
     kind: &ConvertTarget,
     force: bool,
     dry_run: bool,
-    on_progress: &mut dyn FnMut(u64, u64),
+    on_progress: Progress<'_>,
 ) -> Result<Converted> {
     let existing = std::fs::metadata(target).ok();
     let device = existing.as_ref().is_some_and(|m| m.file_type().is_block_device());
@@ -229,19 +285,16 @@ pub fn convert(
         }
     }
     if dry_run {
-        return copy(source, None, on_progress);
+        return convert_to(source, None, on_progress);
     }
     if device {
-        let sink = open_device(source, target, kind)?;
-        let done = copy(source, Some(&sink), on_progress)?;
-        sink.finish()?;
-        return Ok(done);
+        return convert_to(source, Some(&mut open_device(source, target, kind)?), on_progress);
     }
     // What is there stays until the new one is whole.
     let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let unfinished = target.with_file_name(format!(".{name}.{}.unfinished", std::process::id()));
     let mut guard = Unfinished(Some(unfinished.clone()));
-    let sink = match kind {
+    let mut sink = match kind {
         ConvertTarget::Vhdx(options) => {
             create(&unfinished, options).inspect_err(|e| {
                 if e.kind() == ErrorKind::Exists {
@@ -257,8 +310,7 @@ pub fn convert(
             Sink::File { file, path: unfinished.clone() }
         }
     };
-    let done = copy(source, Some(&sink), on_progress)?;
-    sink.finish()?;
+    let done = convert_to(source, Some(&mut sink), on_progress)?;
     drop(sink);
     std::fs::rename(&unfinished, target).map_err(|e| io_error(target, "cannot name", e))?;
     guard.0 = None;
@@ -282,6 +334,7 @@ fn is_source(source: &ConvertSource, found: &std::fs::Metadata) -> bool {
         ConvertSource::Raw { file, .. } => {
             file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (found.dev(), found.ino()))
         }
+        ConvertSource::Disk(_) => false,
     }
 }
 
@@ -299,48 +352,63 @@ fn open_device(source: &ConvertSource, target: &Path, kind: &ConvertTarget) -> R
     Ok(Sink::Device { file, path: target.to_owned() })
 }
 
-fn copy(source: &ConvertSource, sink: Option<&Sink>, on_progress: &mut dyn FnMut(u64, u64)) -> Result<Converted> {
+/// Copies `source` into a disk that reads as zeros where nothing is written, or is told so by [`TargetDisk::zero`], and makes
+/// it durable. Without one, reads only.
+///
+/// # Errors
+/// Those of both sides, and what `on_progress` gives; the target holds a part of the disk then.
+pub fn convert_to(
+    source: &ConvertSource,
+    mut target: Option<&mut dyn TargetDisk>,
+    on_progress: Progress<'_>,
+) -> Result<Converted> {
     let size = source.size();
     let mut done = Converted { size, ..Converted::default() };
     let mut buf = vec![0; PIECE as usize];
     let mut at = 0;
+    on_progress(0, size)?;
     while at < size {
         let (length, data) = source.extent(at)?;
         let end = at.saturating_add(length.max(1)).min(size);
         if !data {
-            if let Some(sink) = sink {
-                sink.zero(at, end - at)?;
+            if let Some(target) = &mut target {
+                target.zero(at, end - at)?;
             }
             at = end;
-            on_progress(at, size);
+            on_progress(at, size)?;
             continue;
         }
         while at < end {
-            let len = usize::try_from(PIECE.min(end - at)).unwrap_or(0);
+            // Pieces end at whole ones, so that they suit the records of a target.
+            let len = usize::try_from((PIECE - at % PIECE).min(end - at)).unwrap_or(0);
             let Some(piece) = buf.get_mut(..len) else { break };
             source.read(at, piece)?;
             done.read_bytes += len as u64;
-            done.written_bytes += write_piece(sink, at, piece)?;
+            done.written_bytes += write_piece(target.as_deref_mut(), at, piece)?;
             at += len as u64;
-            on_progress(at, size);
+            on_progress(at, size)?;
         }
+    }
+    if let Some(target) = target {
+        target.finish()?;
     }
     Ok(done)
 }
 
 /// Writes what is not zero; bytes written.
-fn write_piece(sink: Option<&Sink>, at: u64, piece: &[u8]) -> Result<u64> {
+fn write_piece(mut target: Option<&mut (dyn TargetDisk + '_)>, at: u64, piece: &[u8]) -> Result<u64> {
+    let grain = target.as_ref().map_or(GRAIN, |target| target.grain().max(1));
     let mut written = 0;
     let mut start = 0;
     // Neighbouring grains with data go out in one write.
     while let Some(rest) = piece.get(start..).filter(|rest| !rest.is_empty()) {
-        let zero = |grain: &[u8]| grain.iter().all(|b| *b == 0);
-        let first_zero = rest.chunks(GRAIN).next().is_some_and(zero);
-        let run: usize = rest.chunks(GRAIN).take_while(|grain| zero(grain) == first_zero).map(<[u8]>::len).sum();
+        let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+        let first_zero = rest.chunks(grain).next().is_some_and(zero);
+        let run: usize = rest.chunks(grain).take_while(|bytes| zero(bytes) == first_zero).map(<[u8]>::len).sum();
         let (place, bytes) = (at + start as u64, rest.get(..run).unwrap_or(rest));
-        match sink {
-            Some(sink) if first_zero => sink.zero(place, run as u64)?,
-            Some(sink) => write_whole(sink, place, bytes)?,
+        match &mut target {
+            Some(target) if first_zero => target.zero(place, run as u64)?,
+            Some(target) => target.write(place, bytes)?,
             None => {}
         }
         if !first_zero {
@@ -352,14 +420,12 @@ fn write_piece(sink: Option<&Sink>, at: u64, piece: &[u8]) -> Result<u64> {
 }
 
 /// Writes to an image in whole sectors: a raw file may end inside one.
-fn write_whole(sink: &Sink, at: u64, bytes: &[u8]) -> Result<()> {
-    if let Sink::Image(image) = sink {
-        let sector = image.disk().logical_sector as usize;
-        if !bytes.len().is_multiple_of(sector) {
-            let mut padded = bytes.to_vec();
-            padded.resize(bytes.len().next_multiple_of(sector), 0);
-            return sink.write(at, &padded);
-        }
+fn write_whole(image: &Image, at: u64, bytes: &[u8]) -> Result<()> {
+    let sector = image.disk().logical_sector as usize;
+    if bytes.len().is_multiple_of(sector) {
+        return image.write(at, bytes);
     }
-    sink.write(at, bytes)
+    let mut padded = bytes.to_vec();
+    padded.resize(bytes.len().next_multiple_of(sector), 0);
+    image.write(at, &padded)
 }

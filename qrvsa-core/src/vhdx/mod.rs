@@ -33,7 +33,7 @@ mod trim;
 mod write;
 
 pub use compact::Compacted;
-pub use convert::{ConvertSource, ConvertTarget, Converted, convert};
+pub use convert::{ConvertSource, ConvertTarget, Converted, Progress, SourceDisk, TargetDisk, convert, convert_to};
 pub use create::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
 };

@@ -9,7 +9,7 @@ use parking_lot::MutexGuard;
 use super::format::log::{Change, SECTOR};
 use super::format::{
     BatEntry, BatLayout, DiskParameters, METADATA_TABLE_BYTES, MIB, PayloadState, REGION_TABLE_OFFSETS,
-    RawMetadataTable, Region, items,
+    RawMetadataTable, Region, RegionTable, items,
 };
 use super::image::{Image, Shape};
 use super::journal::Journal;
@@ -100,10 +100,7 @@ impl Image {
         let moved = layout.bytes() > u64::from(regions.bat.length);
         if moved {
             regions.bat = self.copy_table(shape, &layout)?;
-            let table = regions.encode();
-            for offset in REGION_TABLE_OFFSETS {
-                changes.extend(self.changed_sectors(offset, &table)?);
-            }
+            changes.extend(self.region_changes(&regions)?);
             let old = shape.regions.bat;
             let mut space = self.space.lock();
             space.freed.push((old.offset, u64::from(old.length)));
@@ -182,14 +179,29 @@ impl Image {
         clear(old.entries(), entries)
     }
 
+    /// The sectors of both region tables that differ when they say this.
+    pub(super) fn region_changes(&self, regions: &RegionTable) -> Result<Vec<Change>> {
+        let table = regions.encode();
+        let mut changes = Vec::new();
+        for offset in REGION_TABLE_OFFSETS {
+            changes.extend(self.changed_sectors(offset, &table)?);
+        }
+        Ok(changes)
+    }
+
     /// Copies the table to a place where the larger one fits.
     fn copy_table(&self, shape: &Shape, layout: &BatLayout) -> Result<Region> {
-        const CHUNK: u64 = 1 << 20;
         let length = layout.bytes().next_multiple_of(MIB);
         let offset = {
             let mut space = self.space.lock();
             self.take_space(&mut space, length)?
         };
+        self.copy_table_to(shape, offset, length)
+    }
+
+    /// Copies the table to a place that was taken for it and reads as zeros; gives the place back if that fails.
+    pub(super) fn copy_table_to(&self, shape: &Shape, offset: u64, length: u64) -> Result<Region> {
+        const CHUNK: u64 = 1 << 20;
         let copied = (|| {
             let end = shape.table.offset + shape.layout.bytes();
             let mut at = shape.table.offset;

@@ -19,6 +19,7 @@ mod check;
 mod locks;
 mod settings;
 mod side;
+mod users;
 mod wholes;
 
 use std::ops::Range;
@@ -31,13 +32,16 @@ pub use check::check;
 pub use settings::{RECORD_BYTES_DEFAULT, SIZE_BYTES_MAX, Settings, Spec, VOLUME_OBJECT};
 pub(crate) use settings::{check_size, settings_key};
 pub(crate) use side::SIDE_BLOCK;
+pub use users::{Alone, Sharing};
 
 use crate::buf::BLOCK_SIZE;
 use crate::dataset::Dataset;
 use crate::error::{ErrorKind, Result};
 use crate::fail;
-use crate::fs::store::{Intent, Log, ObjectRef, Store};
+use crate::fs::store::Store;
+use crate::item::{Intent, Log, ObjectRef};
 use locks::Locks;
+use users::Users;
 use wholes::Wholes;
 
 /// Longest atomic write, bytes.
@@ -70,6 +74,7 @@ pub struct Volume {
     size_bytes: AtomicU64,
     locks: Locks,
     wholes: Wholes,
+    users: Users,
     /// The pool was closed.
     retired: AtomicBool,
     /// Held while the size changes.
@@ -95,6 +100,7 @@ impl Volume {
             size_bytes: AtomicU64::new(settings.size_bytes),
             locks: Locks::new(),
             wholes: Wholes::default(),
+            users: Users::default(),
             retired: AtomicBool::new(false),
             resizing: Mutex::new(()),
         })

@@ -3,7 +3,7 @@
 use crate::bytes::{Reader, Writer};
 use crate::error::Result;
 use crate::fail;
-use crate::fs::store::ObjectRef;
+use crate::item::ObjectRef;
 use crate::tree::Key;
 
 /// The object with a volume's contents.

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::Volume;
 use crate::error::Result;
 use crate::fail;
-use crate::fs::store::{Intent, ObjectRef, Store};
+use crate::fs::store::Store;
+use crate::item::{Intent, ObjectRef};
 
 /// The object with the blocks.
 pub(super) const SIDE_OBJECT: u64 = 2;

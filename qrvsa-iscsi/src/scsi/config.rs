@@ -117,13 +117,19 @@ impl UnitConfig {
     /// What does not, in words.
     pub fn check(&self) -> Result<(), String> {
         if !self.block_bytes.is_power_of_two() || !(512..=65536).contains(&self.block_bytes) {
-            return Err(format!("block size {}: use a power of two from 512 to 65536", self.block_bytes));
+            return Err(format!(
+                "a block size of {} is not possible; use a power of two from 512 to 65536",
+                self.block_bytes
+            ));
         }
         if self.physical_block_exponent > 15 {
-            return Err(format!("physical block exponent {}: use 0 to 15", self.physical_block_exponent));
+            return Err(format!(
+                "a physical block exponent of {} is not possible; use 0 to 15",
+                self.physical_block_exponent
+            ));
         }
         if self.lowest_aligned >= 1 << 14 {
-            return Err(format!("lowest aligned block {}: use 0 to 16383", self.lowest_aligned));
+            return Err(format!("a lowest aligned block of {} is not possible; use 0 to 16383", self.lowest_aligned));
         }
         for (text, limit, what) in [
             (&self.vendor, 8, "vendor"),
@@ -133,11 +139,11 @@ impl UnitConfig {
             (&self.scsi_id, 36, "identifier"),
         ] {
             if text.len() > limit || !text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-                return Err(format!("{what} '{text}': use at most {limit} characters of ASCII"));
+                return Err(format!("{what} '{text}' is not possible; use at most {limit} characters of ASCII"));
             }
         }
         if self.soft_threshold_percent > 100 {
-            return Err(format!("threshold of {} %: use 0 to 100", self.soft_threshold_percent));
+            return Err(format!("a threshold of {} % is not possible; use 0 to 100", self.soft_threshold_percent));
         }
         for page in &self.mode_pages {
             if page.page > 0x3e || page.subpage == 0xff || page.bytes.len() > 252 {

@@ -104,7 +104,7 @@ impl TargetUnits {
     pub fn add_unit(&self, number: u64, config: UnitConfig, backing: Arc<dyn Backing>) -> Result<(), String> {
         config.check()?;
         if number > lun::LUN_MAX {
-            return Err(format!("LUN {number}: use 0 to {}", lun::LUN_MAX));
+            return Err(format!("LUN {number} is not possible; use 0 to {}", lun::LUN_MAX));
         }
         let _changing = self.changing.lock();
         let mut units = (**self.units.load()).clone();

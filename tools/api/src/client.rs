@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -403,7 +403,7 @@ impl Client {
         self.post(routes::DEBUG_UBERBLOCKS, &DeviceRef { device: device.to_owned() })
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         self.call(Method::GET, path, None::<&()>)
     }
 
@@ -430,48 +430,67 @@ impl Client {
                 .map_err(|e| ApiError::invalid(format!("the request cannot be sent as JSON: {e}")))?,
             None => Vec::new(),
         };
-        let answer = self.send(method, path, Bytes::from(body))?;
-        serde_json::from_slice(&answer).map_err(|e| {
+        Client::decode(path, &self.send(method, path, Bytes::from(body))?)
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(path: &str, answer: &[u8]) -> Result<T, ApiError> {
+        serde_json::from_slice(answer).map_err(|e| {
             ApiError::new(ErrorKind::Internal, format!("the daemon's answer to {path} makes no sense: {e}"))
                 .with_hint("check that `qrvsa` and `qrvsad` have the same version")
         })
     }
 
+    /// Drives what is asynchronous here.
+    pub(crate) fn wait_for<F: Future>(&self, what: F) -> F::Output {
+        self.runtime.block_on(what)
+    }
+
     /// Sends one request; returns the body of an answer with a success status.
-    fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ApiError> {
-        self.runtime.block_on(async {
-            let stream = match tokio::time::timeout(self.connect_timeout, UnixStream::connect(&self.socket)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),
-            }
-            .map_err(|e| self.unreachable(&e))?;
-            let lost = |e: &dyn std::error::Error| {
-                ApiError::new(ErrorKind::Unreachable, format!("the daemon closed the connection: {e}"))
-                    .with_hint("see its log (`journalctl -u qrvsad`), and repeat the command if it is safe to")
-            };
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
-            let driver = tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header(HOST, "qrvsad")
-                .header(CONTENT_TYPE, "application/json")
-                .body(Full::new(body))
-                .map_err(|e| ApiError::invalid(format!("the request to {path} is not valid: {e}")))?;
-            let answer = sender.send_request(request).await.map_err(|e| lost(&e))?;
-            let status = answer.status();
-            let body =
-                Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| lost(&*e))?.to_bytes();
-            drop(sender);
-            driver.abort();
-            if status.is_success() {
-                return Ok(body);
-            }
-            Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
-                ApiError::new(ErrorKind::Internal, format!("the daemon answered {status} to {path}"))
-            }))
-        })
+    pub(crate) fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ApiError> {
+        self.wait_for(self.exchange(method, path, "application/json", Full::new(body)))
+    }
+
+    /// As [`Client::send`], with a body of any kind.
+    pub(crate) async fn exchange<B>(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: B,
+    ) -> Result<Bytes, ApiError>
+    where
+        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+    {
+        let stream = match tokio::time::timeout(self.connect_timeout, UnixStream::connect(&self.socket)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        }
+        .map_err(|e| self.unreachable(&e))?;
+        let lost = |e: &dyn std::error::Error| {
+            ApiError::new(ErrorKind::Unreachable, format!("the daemon closed the connection: {e}"))
+                .with_hint("see its log (`journalctl -u qrvsad`), and repeat the command if it is safe to")
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "qrvsad")
+            .header(CONTENT_TYPE, content_type)
+            .body(body)
+            .map_err(|e| ApiError::invalid(format!("the request to {path} is not valid: {e}")))?;
+        let answer = sender.send_request(request).await.map_err(|e| lost(&e))?;
+        let status = answer.status();
+        let body =
+            Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| lost(&*e))?.to_bytes();
+        drop(sender);
+        driver.abort();
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(serde_json::from_slice(&body)
+            .unwrap_or_else(|_| ApiError::new(ErrorKind::Internal, format!("the daemon answered {status} to {path}"))))
     }
 
     fn unreachable(&self, error: &io::Error) -> ApiError {

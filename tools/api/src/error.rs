@@ -131,6 +131,19 @@ impl ApiError {
         ApiError { kind, message: one_line(&message.into()), hint: kind.default_hint().to_owned() }
     }
 
+    /// An error from text of the storage, which may say itself how to go on, behind the last `; `. Then that is the hint,
+    /// and the default one is left out.
+    pub fn from_text(kind: ErrorKind, text: &str) -> ApiError {
+        match text.rsplit_once("; ") {
+            // A path, or the cause of an error behind its hint, is no hint: it stays where it is.
+            Some((what, hint)) if !hint.contains('/') && !hint.contains(": ") => {
+                ApiError::new(kind, what).with_hint(hint)
+            }
+            Some(_) => ApiError::new(kind, text).with_hint(""),
+            None => ApiError::new(kind, text),
+        }
+    }
+
     /// Replaces the hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> ApiError {
@@ -211,6 +224,19 @@ mod tests {
         let error: ApiError = serde_json::from_str(r#"{"kind":"from_the_future","message":"m"}"#).unwrap();
         assert_eq!(error.kind, ErrorKind::Internal);
         assert_eq!(error.hint, "");
+    }
+
+    #[test]
+    fn there_is_one_way_out() {
+        for (text, shown) in [
+            ("'p/v' exists already", "'p/v' exists already: choose another name, or remove the existing one first"),
+            ("'p/v' exists already; choose another name", "'p/v' exists already: choose another name"),
+            ("a; b; choose another name", "a; b: choose another name"),
+            ("no device '9'; it has /dev/a, /dev/b", "no device '9'; it has /dev/a, /dev/b"),
+            ("it is another; use 'pool replace': bad label", "it is another; use 'pool replace': bad label"),
+        ] {
+            assert_eq!(ApiError::from_text(ErrorKind::Exists, text).to_string(), shown);
+        }
     }
 
     #[test]

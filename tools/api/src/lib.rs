@@ -16,6 +16,7 @@ pub mod routes;
 #[macro_use]
 pub mod types;
 pub mod target;
+pub mod transfer;
 pub mod units;
 
 pub use client::Client;

@@ -26,6 +26,9 @@
 //! | `DELETE /v1/pools/{pool}/volumes/{volume}?force=` | | 204 |
 //! | `POST /v1/pools/{pool}/volumes/{volume}/resize` | [`ResizeVolume`](crate::ResizeVolume) | [`VolumeInfo`](crate::VolumeInfo) |
 //! | `GET /v1/pools/{pool}/volumes/{volume}/fragments` | | list of [`Fragment`](crate::Fragment) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}/extents?offset=` | | [`VolumeExtents`](crate::VolumeExtents) |
+//! | `GET /v1/pools/{pool}/volumes/{volume}/data?offset=&length=` | | the bytes; see [`transfer`](crate::transfer) |
+//! | `PUT /v1/pools/{pool}/volumes/{volume}/data?force=` | see [`transfer`](crate::transfer) | [`VolumeFilled`](crate::VolumeFilled) |
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}` | | [`JobInfo`](crate::JobInfo), one or a list |
 //! | `GET /v1/mounts` | | list of [`MountInfo`](crate::MountInfo) |
 //! | `POST /v1/mounts` | [`MountRequest`](crate::MountRequest) | 201 [`MountInfo`](crate::MountInfo) |
@@ -105,7 +108,7 @@ pub fn volume(name: &FsName) -> String {
     format!("{POOLS}/{}/volumes/{}", segment(&name.pool), segment(name.fs.as_deref().unwrap_or(ROOT_FS)))
 }
 
-/// Something a volume has or does: `resize`, `fragments`.
+/// Something a volume has or does: `resize`, `fragments`, `extents`, `data`.
 #[must_use]
 pub fn volume_part(name: &FsName, part: &str) -> String {
     format!("{}/{part}", volume(name))

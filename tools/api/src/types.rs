@@ -596,6 +596,36 @@ pub struct VolumeInfo {
     /// When it was made.
     #[serde(default)]
     pub created_unix_s: i64,
+    /// Somebody may be writing to it: a target has it as a logical unit, its file in `.volumes` is open, or it is being filled.
+    #[serde(default)]
+    pub in_use: bool,
+}
+
+/// Where a volume holds data, from some place on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeExtents {
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Runs with data, in order; what is between them reads as zeros.
+    pub data: Vec<ByteRange>,
+    /// How far this tells; the size when there is no more.
+    pub next_bytes: u64,
+}
+
+/// A run of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteRange {
+    /// First byte.
+    pub offset_bytes: u64,
+    /// How many.
+    pub length_bytes: u64,
+}
+
+/// What filling a volume did. All of it is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFilled {
+    /// Bytes written; everything else reads as zeros.
+    pub written_bytes: u64,
 }
 
 /// A property of a filesystem.

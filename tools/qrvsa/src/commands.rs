@@ -22,7 +22,7 @@ pub fn run(cli: &Cli) -> Result<u8, ApiError> {
         return generate(what);
     }
     if let Command::Vhdx(command) = &cli.command {
-        return crate::vhdx::run(command, cli.json);
+        return crate::vhdx::run(command, &cli.socket, cli.json);
     }
     let session = Session { client: Client::new(&cli.socket)?, json: cli.json };
     match &cli.command {

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod helper;
 mod import_tgt;
+mod interrupt;
 mod paths;
 mod progress;
 mod show;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(e) => {
-            eprintln!("qrvsa: {}", usage_line(&e.render().to_string()));
+            eprintln!("qrvsa: {}", usage_line(&e));
             return ExitCode::from(2);
         }
     };
@@ -51,7 +52,8 @@ fn main() -> ExitCode {
 }
 
 /// The first paragraph of a usage error as one line, with a hint.
-fn usage_line(rendered: &str) -> String {
+fn usage_line(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
     let mut paragraphs = rendered.split("\n\n");
     let mut first = paragraphs.next().unwrap_or_default();
     if !first.starts_with("error: ") {
@@ -59,6 +61,10 @@ fn usage_line(rendered: &str) -> String {
         first = "error: a command is missing";
     }
     let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
+    // What is wrong with a value says itself what a right one is.
+    if matches!(error.kind(), ClapKind::ValueValidation | ClapKind::InvalidValue) {
+        return words.join(" ");
+    }
     let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: "));
     let hint = usage.map_or_else(|| "see `qrvsa --help`".to_owned(), |usage| format!("usage: {}", usage.trim()));
     format!("{}: {hint}", words.join(" "))
@@ -74,9 +80,22 @@ mod tests {
             [&["qrvsa"][..], &["qrvsa", "pool", "destroy"], &["qrvsa", "pool", "create", "a b", "/d"], &["qrvsa", "x"]]
         {
             let error = args::Cli::try_parse_from(args).err().unwrap();
-            let line = usage_line(&error.render().to_string());
+            let line = usage_line(&error);
             assert_eq!(line.lines().count(), 1);
             assert!(!line.contains("error:") && line.contains(": "), "{line}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_wrong_get_one_hint() {
+        for (args, end) in [
+            (&["qrvsa", "pool", "create", "a b", "/d"][..], "the first a letter or digit"),
+            (&["qrvsa", "volume", "create", "t/v", "x"], "64TB decimal"),
+            (&["qrvsa", "vhdx", "convert", "a", "b", "--to", "x"], "[possible values: raw, dynamic, fixed]"),
+            (&["qrvsa", "vhdx", "convert", "a", "volume:b"], "write volume:POOL/VOL"),
+        ] {
+            let line = usage_line(&args::Cli::try_parse_from(args).err().unwrap());
+            assert!(line.ends_with(end), "{line}");
         }
     }
 }

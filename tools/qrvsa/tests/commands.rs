@@ -303,6 +303,157 @@ fn volumes() {
     run(&["volume", "create", "tank", "1G"]).fails(2, &["POOL/VOL"]);
 }
 
+/// Bytes that no run of which repeats.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u8::try_from(state >> 56).unwrap()
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[test]
+fn volumes_are_converted() {
+    let daemon = TestDaemon::with_engine("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, &[&["vhdx", "convert"], args].concat());
+    let path = |name: &str| daemon.dir.path().join(name);
+    let read = |name: &str| std::fs::read(path(name)).unwrap();
+    // 9 MiB and something, no whole sectors; data, zeros, a hole.
+    let size = 9 * 1024 * 1024 + 777;
+    let mut disk = vec![0; size];
+    disk[..300_000].copy_from_slice(&noise(1, 300_000));
+    disk[5_000_001..5_100_000].copy_from_slice(&noise(2, 99_999));
+    disk[size - 100..].copy_from_slice(&noise(3, 100));
+    std::fs::write(path("a.raw"), &disk).unwrap();
+
+    let dry = run(&["a.raw", "volume:tank/v", "-n", "--json"]).works().json();
+    assert_eq!((&dry["created"], &dry["disk_bytes"]), (&true.into(), &size.into()));
+    assert!(daemon.client().volumes("tank").unwrap().is_empty());
+    let done = run(&["a.raw", "volume:tank/v", "--json"]).works().json();
+    assert_eq!((&done["target"], &done["created"]), (&"volume:tank/v".into(), &true.into()));
+    assert!(done["written_bytes"].as_u64().unwrap() < 600_000, "{done}");
+    let volume = daemon.client().volume(&"tank/v".parse().unwrap()).unwrap();
+    assert_eq!((volume.size_bytes, volume.block_bytes, volume.in_use), (9 * 1024 * 1024 + 1024, 512, false));
+    assert!(volume.allocated_bytes < 700_000, "{volume:?}");
+    disk.resize(disk.len().next_multiple_of(512), 0);
+
+    assert!(run(&["volume:tank/v", "b.vhdx"]).works().out.contains("b.vhdx: a disk of"));
+    run(&["b.vhdx", "volume:tank/w", "--logical-sector", "4096"]).works();
+    let volume = daemon.client().volume(&"tank/w".parse().unwrap()).unwrap();
+    assert_eq!((volume.size_bytes % 4096, volume.block_bytes), (0, 4096));
+    run(&["volume:tank/w", "c.vhdx", "--to", "fixed"]).works();
+    run(&["c.vhdx", "c.raw"]).works();
+    run(&["volume:tank/w", "volume:tank/x"]).works();
+    run(&["volume:tank/x", "x.raw"]).works();
+    assert_eq!(read("c.raw"), read("x.raw"));
+    disk.resize(disk.len().next_multiple_of(4096), 0);
+    assert!(read("x.raw") == disk, "the contents changed on the way");
+
+    // One that exists: not over data, not too small; what is behind the disk becomes zeros.
+    run(&["a.raw", "volume:tank/v"]).fails(5, &["tank/v holds data", "--force"]);
+    std::fs::write(path("small.raw"), noise(4, 5000)).unwrap();
+    run(&["small.raw", "volume:tank/v", "-f"]).works();
+    run(&["volume:tank/v", "v.raw"]).works();
+    let got = read("v.raw");
+    assert!(
+        got[..5000] == noise(4, 5000) && got[5000..].iter().all(|b| *b == 0) && got.len() == 9 * 1024 * 1024 + 1024
+    );
+    run(&["volume:tank/w", "volume:tank/v", "-f"]).fails(1, &["has 9438208 bytes", "qrvsa volume resize tank/v"]);
+    run(&["small.raw", "volume:tank/w", "-f", "--logical-sector", "512"]).fails(2, &["blocks of 4096 bytes, not 512"]);
+
+    // What makes no sense.
+    run(&["a.raw", "tank/v"]).fails(2, &["no file tank/v", "write volume:tank/v"]);
+    run(&["tank/v", "z.raw"]).fails(2, &["no file tank/v", "write volume:tank/v"]);
+    run(&["./tank/v", "z.raw"]).fails(6, &["does not exist"]);
+    run(&["tank/none", "z.raw"]).fails(6, &["does not exist"]);
+    run(&["volume:tank/none", "z.raw"]).fails(6, &["no volume tank/none"]);
+    run(&["a.raw", "volume:none/v"]).fails(6, &["no pool none"]);
+    run(&["a.raw", "volume:tank"]).fails(2, &["write volume:POOL/VOL"]);
+    run(&["volume:tank/v", "volume:tank/v", "-f"]).fails(2, &["onto itself"]);
+    run(&["a.raw", "volume:tank/n", "--to", "raw"]).fails(2, &["leave --to"]);
+    run(&["volume:tank/v", "z.raw", "--raw-source"]).fails(2, &["always raw"]);
+    assert!(!path("z.raw").exists());
+
+    // A pool that becomes full in the middle: a new volume goes again, an old one holds a part, and both say so.
+    std::fs::write(path("big.raw"), noise(5, 4 << 20).repeat(75)).unwrap();
+    run(&["big.raw", "volume:tank/big"]).fails(1, &["full", "new volume tank/big was removed again"]);
+    assert!(daemon.client().volume(&"tank/big".parse().unwrap()).is_err());
+    qrvsa(&daemon, &["volume", "create", "tank/big", "300M"]).works();
+    run(&["big.raw", "volume:tank/big"]).fails(1, &["full", "tank/big holds a part of the disk only"]);
+    // What is in it makes room for what replaces it.
+    run(&["a.raw", "volume:tank/big", "--force"]).works();
+    qrvsa(&daemon, &["volume", "destroy", "tank/big", "--force"]).works();
+
+    // The daemon is not needed for files, but for volumes; not even to answer, where a name could be one.
+    let mute = std::os::unix::net::UnixListener::bind(path("mute")).unwrap();
+    std::fs::create_dir(path("tank")).unwrap();
+    let mut stuck = command(&daemon);
+    stuck.env("QRVSA_SOCKET", path("mute")).args(["vhdx", "convert", "a.raw", "tank/a.vhdx"]);
+    finish(&mut stuck).works();
+    drop(mute);
+    let mut without = command(&daemon);
+    without.env("QRVSA_SOCKET", path("nobody")).args(["vhdx", "convert", "a.raw", "tank.vhdx"]);
+    finish(&mut without).works();
+    let mut without = command(&daemon);
+    without.env("QRVSA_SOCKET", path("nobody")).args(["vhdx", "convert", "volume:tank/v", "z.raw"]);
+    finish(&mut without).fails(3, &["not running"]);
+}
+
+/// Runs a conversion of `slow.raw`, and ends it with SIGINT as soon as it listens; its exit code and what it said.
+fn interrupted(daemon: &TestDaemon, target: &str) -> (Option<i32>, String) {
+    let mut command = command(daemon);
+    let mut child = command.args(["vhdx", "convert", "slow.raw", target]).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    // Until it listens, a signal ends it as it always does.
+    let listens = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+        u64::from_str_radix(caught.trim(), 16).is_ok_and(|signals| signals & (1 << (libc_sigint() - 1)) != 0)
+    };
+    eventually("it listens", || listens() || child.try_wait().unwrap().is_some());
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn libc_sigint() -> i32 {
+    nix::sys::signal::Signal::SIGINT as i32
+}
+
+#[test]
+fn a_conversion_can_be_interrupted() {
+    let daemon = TestDaemon::with_engine("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    std::fs::write(daemon.dir.path().join("slow.raw"), noise(6, 4 << 20).repeat(32)).unwrap();
+    for (target, state) in [
+        ("volume:tank/new", "new volume tank/new was removed again"),
+        ("volume:tank/old", "tank/old holds a part of the disk only"),
+        ("file.vhdx", "file.vhdx: it was not made"),
+    ] {
+        // Where it was too fast, once more.
+        let told = (0..20).find_map(|_| {
+            if target.ends_with("old") {
+                run(&["volume", "create", "tank/old", "128M"]).works();
+            }
+            let (code, err) = interrupted(&daemon, target);
+            if code == Some(0) {
+                let name = target.trim_start_matches("volume:");
+                let _ = run(&["volume", "destroy", name, "--force"]);
+                let _ = std::fs::remove_file(daemon.dir.path().join(name));
+                return None;
+            }
+            Some((code, err))
+        });
+        let (code, err) = told.expect("it can be interrupted");
+        assert_eq!(code, Some(1), "{target}: {err}");
+        assert!(err.contains(state) && err.lines().count() == 1, "{target}: {err}");
+    }
+    assert_eq!(daemon.client().volumes("tank").unwrap().len(), 1);
+    let left = std::fs::read_dir(daemon.dir.path()).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    assert_eq!(left.filter(|name| name.contains("file.vhdx")).count(), 0);
+}
+
 #[test]
 fn replacing() {
     let daemon = TestDaemon::start();
@@ -319,6 +470,39 @@ fn replacing() {
         eventually("it is replaced", || daemon.world.jobs.lock().len() == 2);
         daemon.world.job(|job| job.state = JobState::Finished);
         assert_eq!(waiting.join().unwrap().works().json()["kind"], "rebuild");
+    });
+}
+
+#[test]
+fn a_second_replacement_takes_over_the_rebuild_that_is_waited_for() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let run = |args: &[&str]| qrvsa(&daemon, args);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| run(&["pool", "replace", "tank", "0", "one.img:1G", "--wait", "--json"]));
+        eventually("one is replaced", || daemon.world.jobs.lock().len() == 1);
+        run(&["pool", "replace", "tank", "1", "two.img:1G"]).works();
+        // The engine knows one rebuild of a pool: the newer one, which is for both.
+        daemon.world.jobs.lock().remove(0);
+        daemon.world.job(|job| job.done_bytes = 7);
+        eventually("the newer one is watched", || {
+            daemon.world.job(|job| job.done_bytes += 1);
+            daemon.world.job(|job| job.state = JobState::Finished);
+            first.is_finished()
+        });
+        let first = first.join().unwrap().works().json();
+        assert_eq!((&first["id"], &first["state"]), (&"job-2".into(), &"finished".into()));
+    });
+    // What is no rebuild, or of another pool, is no successor.
+    daemon.pool("lake");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| run(&["pool", "replace", "lake", "0", "three.img:1G", "--wait"]));
+        eventually("it is replaced", || daemon.world.jobs.lock().len() == 2);
+        // One change of a pool after the other: the answer to the replacement is made.
+        run(&["pool", "offline", "lake", "1"]).works();
+        daemon.world.jobs.lock().remove(1);
+        let lost = waiting.join().unwrap();
+        assert!(lost.code == 6 && lost.err.contains("lost sight of the rebuild of lake"), "{lost:?}");
     });
 }
 

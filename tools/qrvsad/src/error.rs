@@ -34,7 +34,7 @@ pub fn from_core(error: &qrvsa_core::Error) -> ApiError {
         Core::Suspended => ErrorKind::Suspended,
         _ => ErrorKind::Internal,
     };
-    ApiError::new(kind, error.to_string())
+    ApiError::from_text(kind, &error.to_string())
 }
 
 /// Adds the translation to results.
@@ -70,5 +70,11 @@ mod tests {
             assert_eq!(error.kind, api);
             assert!(!error.hint.is_empty() && !error.message.is_empty());
         }
+    }
+
+    #[test]
+    fn the_engines_own_hint_is_the_only_one() {
+        let error = from_core(&qrvsa_core::Error::new(Core::Exists, "'p/v' exists already; choose another name"));
+        assert_eq!(error.to_string(), "'p/v' exists already: choose another name");
     }
 }

@@ -1,14 +1,35 @@
 //! Questions to the system the daemon runs on: mounts, memory, shutdown.
 
 use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use qrvsa_core::{Error, ErrorKind, Result};
+
+/// Takes the lock on a file, which is made if missing, mode 0600; the kernel drops it with the process. `None`: another
+/// process has it.
+///
+/// # Errors
+/// One line for people.
+pub fn lock_file(path: &Path) -> std::result::Result<Option<File>, String> {
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| format!("cannot open the lock {}: {e}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(format!("cannot lock {}: {e}", path.display())),
+    }
+}
 
 /// Whether a FUSE mount is there whose server is gone.
 #[must_use]

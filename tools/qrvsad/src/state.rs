@@ -8,7 +8,7 @@
 //!
 //! The state directory has one owner at a time, kept by a lock on a file in it that the kernel drops with the process.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -83,21 +83,12 @@ impl StateDir {
             .map_err(|e| format!("cannot make the state directory {}: {e}", path.display()))?;
         let path =
             path.canonicalize().map_err(|e| format!("cannot find the state directory {}: {e}", path.display()))?;
-        let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(|e| format!("cannot open the lock {}: {e}", lock_path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(StateDir { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(format!(
+        match crate::host::lock_file(&path.join("lock"))? {
+            Some(lock) => Ok(StateDir { path, _lock: lock }),
+            None => Err(format!(
                 "another qrvsad uses the state directory {}: stop it, or name another directory with --state",
                 path.display()
             )),
-            Err(TryLockError::Error(e)) => Err(format!("cannot lock {}: {e}", lock_path.display())),
         }
     }
 

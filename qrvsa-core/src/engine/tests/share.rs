@@ -286,3 +286,52 @@ fn volumes_stand_beside_the_files_as_the_property_says() {
     assert_eq!(errno(ops.getattr(dir)), Errno::ENOENT);
     assert_eq!(names(&ops, ROOT_INO), [".", "..", "file"]);
 }
+
+#[test]
+fn who_fills_a_volume_and_who_writes_to_its_file_exclude_each_other() {
+    let world = with_volume(MIB, 512, 5);
+    let pool = world.pool().clone();
+    let volume = pool.open_volume("v").unwrap();
+    let dataset = world.dataset();
+    let inner = Arc::new(FileSystem::open(dataset.clone(), FsOptions::default()).unwrap());
+    let ops = WithVolumes::new(inner, dataset.clone(), pool.clone());
+    let dir = ops.lookup(ROOT_INO, b".volumes").unwrap().ino;
+    let ino = ops.lookup(dir, b"v.vhdx").unwrap().ino;
+    let write = || ops.write(ino, 4 * MIB, &[1; 512], false, false);
+    let busy = |result: crate::Result<crate::volume::Alone>| result.err().map(|e| e.kind()) == Some(ErrorKind::Busy);
+
+    // Open for reading only, as the property says: no matter.
+    ops.open(ROOT, ino, false).unwrap();
+    assert!(!pool.volume_in_use("v"));
+    let alone = volume.alone().unwrap();
+    assert!(pool.volume_in_use("v") && busy(volume.alone()));
+    assert_eq!(volume.share().err().map(|e| e.kind()), Some(ErrorKind::Busy));
+    dataset.set_property("volumes", "rw");
+    assert_eq!(errno(write()), Errno::EBUSY);
+    assert_eq!(errno(ops.fallocate(ROOT, ino, AllocateMode::PunchHole, 4 * MIB..5 * MIB)), Errno::EBUSY);
+    ops.open(ROOT, ino, false).unwrap();
+    assert_eq!(errno(write()), Errno::EBUSY);
+    drop(alone);
+    assert!(!pool.volume_in_use("v"));
+    // The first write through it, not the open, was what made it a writer; it stays one until the last is closed.
+    write().unwrap();
+    ops.release(ino);
+    assert!(pool.volume_in_use("v") && busy(volume.alone()));
+    ops.release(ino);
+    drop(volume.alone().unwrap());
+
+    // Opened while it can be written.
+    ops.open(ROOT, ino, false).unwrap();
+    assert!(busy(volume.alone()));
+    let shared = volume.share().unwrap();
+    ops.release(ino);
+    assert!(busy(volume.alone()));
+    drop(shared);
+    let alone = volume.alone().unwrap();
+    alone.write(0, &[2; 512], true).unwrap();
+    // By number alone, as a file server does.
+    assert_eq!(errno(write()), Errno::EBUSY);
+    drop(alone);
+    write().unwrap();
+    assert!(!pool.volume_in_use("v"));
+}

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::env::Random;
 use crate::error::ErrorKind;
-use crate::fs::store::VALUE_BYTES_MAX;
+use crate::item::VALUE_BYTES_MAX;
 use crate::volume::{ATOMIC_BYTES_MAX, Spec, Volume};
 
 const MIB: u64 = 1 << 20;

@@ -79,6 +79,70 @@ fn compacting_survives_every_crash() {
     assert!(cut > 20, "{cut} steps");
 }
 
+/// Bytes of the disks below that hold something.
+const WRITTEN: u64 = 12 * MIB;
+
+/// An image whose disk grew so far that the table went to its end; then the blocks before the table were discarded. And the
+/// same, small again.
+fn grown(small_again: bool) -> Arc<SimFile> {
+    let (file, image) = fresh(&options(WRITTEN));
+    for block in 0..12 {
+        image.write(block * MIB, &[block as u8 + 1; UNIT]).unwrap();
+    }
+    image.resize(200 << 30, false).unwrap();
+    for block in 3..11 {
+        image.trim(block * MIB, MIB).unwrap();
+    }
+    if small_again {
+        image.resize(WRITTEN, false).unwrap();
+    }
+    image.close().unwrap();
+    file
+}
+
+#[test]
+fn a_table_moves_down_and_survives_every_crash() {
+    for (small_again, mebibytes) in [(false, 3 + 2 + 4), (true, 3 + 1 + 4)] {
+        let start = grown(small_again);
+        let image = load(&start, true).unwrap();
+        let wanted = read(&image, 0, WRITTEN as usize);
+        assert!(image.file_length() > 14 * MIB, "the table does not lie behind the blocks");
+        assert_eq!(image.plan_compact(&mut |_, _| {}).unwrap().length_after, mebibytes * MIB);
+        kill(image);
+        let mut cut = 0;
+        loop {
+            let file = SimFile::with(start.contents());
+            let image = load(&file, true).unwrap();
+            file.cut_after(cut);
+            let finished = image.compact(&mut |_, _| {}).is_ok_and(|done| {
+                assert_eq!(done.length_after, mebibytes * MIB);
+                true
+            });
+            kill(image);
+            for survives in survivals(cut) {
+                let what = format!("cut after {cut}, {survives:?}");
+                let crashed = SimFile::with(file.crashed(survives));
+                assert_checked(&crashed, &what);
+                let image = load(&crashed, true).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(read(&image, 0, WRITTEN as usize) == wanted, "{what}: other contents");
+                assert_eq!(image.compact(&mut |_, _| {}).unwrap().length_after, mebibytes * MIB, "{what}");
+                // It is as good as before: it takes writes, and grows again.
+                image.resize(300 << 30, false).unwrap();
+                image.write(299 << 30, &[5; UNIT]).unwrap();
+                assert!(read(&image, 0, WRITTEN as usize) == wanted, "{what}: other contents after compacting again");
+                image.close().unwrap();
+                drop(image);
+                assert!(check(&ImageSource(&*crashed), &mut |_, _| {}).unwrap().is_clean(), "{what}");
+            }
+            if finished {
+                break;
+            }
+            cut += 1;
+        }
+        assert!(cut > 10, "{cut} steps");
+    }
+}
+
 #[test]
 fn a_plan_tells_what_compacting_does() {
     let file = scattered();

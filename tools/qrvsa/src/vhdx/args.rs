@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use qrvsa_core::device::size::parse_size;
+
+use super::place::Place;
 
 /// A size on the command line, bytes.
 fn size(text: &str) -> Result<u64, String> {
@@ -25,7 +28,11 @@ fn sector(text: &str) -> Result<u32, String> {
     }
 }
 
-/// VHDX files. None of these commands needs the daemon.
+fn place() -> impl TypedValueParser<Value = Place> {
+    OsStringValueParser::new().try_map(Place::parse)
+}
+
+/// VHDX files. None of these commands needs the daemon, but for conversions from and to volumes.
 #[derive(Subcommand)]
 pub enum Vhdx {
     /// Make an image.
@@ -75,10 +82,12 @@ pub enum Vhdx {
         #[arg(long, short = 'n')]
         dry_run: bool,
     },
-    /// Copy the contents of a disk into a new file of another format.
+    /// Copy the contents of a disk into a new file of another format, or into a volume of a pool.
     ///
     /// Formats are told by what is in SRC, and by the ending of DST (.vhdx or anything else). Holes and zeros are not
-    /// copied, and take no space in a raw file or dynamic image.
+    /// copied, and take no space in a raw file, dynamic image or volume. A volume is always written volume:POOL/VOL. As DST,
+    /// it is made if it is not there; one that exists must be as large as SRC at least, empty (or given with --force), and
+    /// neither be a LUN nor have its file in .volumes open for writing. When the command succeeds, all of it is durable.
     Convert(Convert),
     /// Write the contents of a differencing image into its parent.
     ///
@@ -174,10 +183,12 @@ pub enum Format {
 /// `vhdx convert`.
 #[derive(Args)]
 pub struct Convert {
-    /// A VHDX image, raw file or block device.
-    pub src: PathBuf,
-    /// The new file, or a block device, which needs --force.
-    pub dst: PathBuf,
+    /// A VHDX image, raw file, block device, or volume:POOL/VOL.
+    #[arg(value_parser = place())]
+    pub src: Place,
+    /// The new file, a block device, which needs --force, or volume:POOL/VOL.
+    #[arg(value_parser = place())]
+    pub dst: Place,
     /// What to make; by default dynamic for names that end in .vhdx, else raw.
     #[arg(long, short = 'O', value_name = "FORMAT")]
     pub to: Option<Format>,
@@ -187,7 +198,7 @@ pub struct Convert {
     /// Size of a block of the new image: a power of two from 1M to 256M.
     #[arg(long, value_parser = block_size, value_name = "SIZE")]
     pub block_size: Option<u32>,
-    /// Logical sector size of the new image, 512 or 4096; by default that of SRC.
+    /// Logical sector size of the new image or volume, 512 or 4096; by default that of SRC.
     #[arg(long, value_parser = sector, value_name = "BYTES")]
     pub logical_sector: Option<u32>,
     /// Overwrite DST.

@@ -1,8 +1,14 @@
 //! `vhdx create` and `vhdx convert`.
 
+use std::cell::OnceCell;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::rc::Rc;
 
-use qrvsa_api::ApiError;
+use nix::errno::Errno;
+use qrvsa_api::names::FsName;
+use qrvsa_api::{ApiError, Client, ErrorKind};
+use qrvsa_core::Error;
 use qrvsa_core::device::size::format_size;
 use qrvsa_core::vhdx::{
     BLOCK_SIZE_DIFFERENCING, ConvertSource, ConvertTarget, CreateOptions, Image, convert as convert_disk,
@@ -11,8 +17,11 @@ use qrvsa_core::vhdx::{
 use serde_json::json;
 
 use super::args::{Convert, Create, Format, ImageType};
+use super::place::{Place, refuse_bare_volume};
 use super::progress::Bar;
+use super::volume::{self, Wanted, Words, told};
 use super::{answer, block_size_for, failed};
+use crate::interrupt::Interrupt;
 use crate::ui::{ask_terminal, clean, with_confirmation};
 
 /// Runs `vhdx create`.
@@ -63,26 +72,55 @@ fn options(fixed: bool, size: u64, block: Option<u32>, sector: Option<u32>) -> R
 }
 
 /// Runs `vhdx convert`.
-pub fn convert(args: &Convert, json: bool) -> Result<u8, ApiError> {
-    let source = ConvertSource::open(&args.src, args.raw_source).map_err(|e| failed(&e))?;
-    let format = args.to.unwrap_or_else(|| format_of(&args.dst));
-    let target = match format {
-        Format::Raw => ConvertTarget::Raw,
-        Format::Dynamic | Format::Fixed => {
-            let sector = args.logical_sector.or(source.logical_sector()).unwrap_or(512);
-            // A raw file may end inside a sector.
-            let size = source.size().next_multiple_of(u64::from(sector));
-            ConvertTarget::Vhdx(options(format == Format::Fixed, size, args.block_size, Some(sector))?)
+pub fn convert(args: &Convert, socket: &Path, json: bool) -> Result<u8, ApiError> {
+    let client = Rc::new(Client::new(socket)?);
+    let words = Words::default();
+    if args.src == args.dst {
+        return Err(ApiError::invalid(format!("{} would be copied onto itself", args.dst)));
+    }
+    let source = match &args.src {
+        Place::Volume(_) if args.raw_source => {
+            return Err(ApiError::invalid("a volume is always raw").with_hint("leave --raw-source out"));
+        }
+        Place::Volume(name) => {
+            let info = client.volume(name)?;
+            if info.in_use {
+                eprintln!("qrvsa: volume {name} is in use: what is written to it meanwhile may be copied or not");
+            }
+            ConvertSource::Disk(Box::new(volume::Source::new(Rc::clone(&client), info, Rc::clone(&words))))
+        }
+        Place::Path(path) => {
+            refuse_bare_volume(socket, path)?;
+            ConvertSource::open(path, args.raw_source).map_err(|e| failed(&e))?
         }
     };
-    let done = with_confirmation(args.force, &mut ask_terminal, |force| {
+    // Not before there is something to tidy up: until then a question may be asked.
+    let interrupt = OnceCell::new();
+    let (done, created) = with_confirmation(args.force, &mut ask_terminal, |force| {
         let bar = Bar::new("convert");
-        let mut progress = |done, total| bar.update(done, total);
-        convert_disk(&source, &args.dst, &target, force, args.dry_run, &mut progress).map_err(|e| failed(&e))
+        let mut progress = |done, total| {
+            bar.update(done, total);
+            if interrupt.get_or_init(Interrupt::listen).asked() { Err(Error::posix(Errno::EINTR)) } else { Ok(()) }
+        };
+        match &args.dst {
+            Place::Volume(name) => {
+                let wanted = wanted(args, name, &source)?;
+                volume::convert(&client, &source, &words, &wanted, force, args.dry_run, &mut progress)
+                    .map(|filled| (filled.done, filled.created))
+            }
+            Place::Path(path) => {
+                refuse_bare_volume(socket, path)?;
+                let target = target(args, path, &source)?;
+                convert_disk(&source, path, &target, force, args.dry_run, &mut progress)
+                    .map(|done| (done, true))
+                    .map_err(|e| state_after(path, told(&words, &e)))
+            }
+        }
     })?;
     let value = json!({
-        "source": args.src.display().to_string(),
-        "target": args.dst.display().to_string(),
+        "source": args.src.to_string(),
+        "target": args.dst.to_string(),
+        "created": created,
         "dry_run": args.dry_run,
         "disk_bytes": done.size,
         "read_bytes": done.read_bytes,
@@ -91,9 +129,49 @@ pub fn convert(args: &Convert, json: bool) -> Result<u8, ApiError> {
     answer(json, &value, || {
         let verb = if args.dry_run { "would be written" } else { "written" };
         let (size, data) = (format_size(done.size), format_size(done.written_bytes));
-        format!("{}: a disk of {size}, {data} of data {verb}\n", clean(&args.dst.display().to_string()))
+        format!("{}: a disk of {size}, {data} of data {verb}\n", args.dst)
     });
     Ok(0)
+}
+
+/// What a volume has to be.
+fn wanted(args: &Convert, name: &FsName, source: &ConvertSource) -> Result<Wanted, ApiError> {
+    if args.to.is_some() || args.block_size.is_some() {
+        return Err(ApiError::invalid("a volume has no format and no blocks of an image")
+            .with_hint("leave --to and --block-size out"));
+    }
+    Ok(Wanted {
+        name: name.clone(),
+        size: source.size(),
+        block_bytes: args.logical_sector,
+        block_default: source.logical_sector().unwrap_or(512),
+    })
+}
+
+/// What a file has to be.
+fn target(args: &Convert, path: &Path, source: &ConvertSource) -> Result<ConvertTarget, ApiError> {
+    let format = args.to.unwrap_or_else(|| format_of(path));
+    if format == Format::Raw {
+        return Ok(ConvertTarget::Raw);
+    }
+    let sector = args.logical_sector.or(source.logical_sector()).unwrap_or(512);
+    // A raw file may end inside a sector.
+    let size = source.size().next_multiple_of(u64::from(sector));
+    Ok(ConvertTarget::Vhdx(options(format == Format::Fixed, size, args.block_size, Some(sector))?))
+}
+
+/// Adds to an error what has become of the destination.
+fn state_after(path: &Path, error: ApiError) -> ApiError {
+    if error.kind == ErrorKind::NeedsForce {
+        return error;
+    }
+    let state = match std::fs::metadata(path) {
+        Ok(found) if found.file_type().is_block_device() => "it may hold a part of the disk only",
+        Ok(_) => "it was not changed",
+        Err(_) => "it was not made",
+    };
+    let hint = format!("{}: {state}; {}", clean(&path.display().to_string()), error.hint);
+    error.with_hint(hint)
 }
 
 /// What a name asks for.

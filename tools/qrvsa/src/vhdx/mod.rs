@@ -1,12 +1,18 @@
-//! `qrvsa vhdx`: tools for VHDX files, which work on the files themselves, without a daemon.
+//! `qrvsa vhdx`: tools for VHDX files, which work on the files themselves, without a daemon; volumes of pools are converted
+//! through it.
 
 pub mod args;
 mod change;
 mod check;
 mod look;
 mod make;
+mod place;
 mod progress;
+mod volume;
 
+use std::path::Path;
+
+use nix::errno::Errno;
 use qrvsa_api::{ApiError, ErrorKind};
 use qrvsa_core::ErrorKind as CoreKind;
 use serde_json::Value;
@@ -15,7 +21,7 @@ use crate::ui::{print, print_json};
 use args::Vhdx;
 
 /// Runs a command; the exit code of one that worked.
-pub fn run(command: &Vhdx, json: bool) -> Result<u8, ApiError> {
+pub fn run(command: &Vhdx, socket: &Path, json: bool) -> Result<u8, ApiError> {
     match command {
         Vhdx::Create(args) => make::create(args, json),
         Vhdx::Info { file } => look::info(file, json),
@@ -23,7 +29,7 @@ pub fn run(command: &Vhdx, json: bool) -> Result<u8, ApiError> {
         Vhdx::Repair { file, dry_run } => check::repair(file, *dry_run, json),
         Vhdx::Resize { file, size, force, dry_run } => change::resize(file, *size, *force, *dry_run, json),
         Vhdx::Compact { file, dry_run } => change::compact(file, *dry_run, json),
-        Vhdx::Convert(args) => make::convert(args, json),
+        Vhdx::Convert(args) => make::convert(args, socket, json),
         Vhdx::Merge { child, delete, dry_run } => change::merge(child, *delete, *dry_run, json),
         Vhdx::Reparent { child, parent, force } => change::reparent(child, parent, *force, json),
         Vhdx::Map { file } => look::map(file, json),
@@ -59,6 +65,7 @@ fn block_size_for(size: u64, fixed: bool) -> u32 {
 /// An error of the engine as the command line shows it.
 fn failed(e: &qrvsa_core::Error) -> ApiError {
     let (kind, hint) = match e.kind() {
+        CoreKind::Posix(Errno::EINTR) => (ErrorKind::Internal, "repeat it when it suits"),
         CoreKind::Posix(_) | CoreKind::Io => {
             (ErrorKind::Io, "look at the file's permissions and at the disk that holds it")
         }
@@ -73,12 +80,25 @@ fn failed(e: &qrvsa_core::Error) -> ApiError {
         CoreKind::Unsupported => (ErrorKind::Unsupported, "use the program that made it"),
         _ => (ErrorKind::Internal, "`qrvsa vhdx check` may tell more"),
     };
-    ApiError::new(kind, e.to_string()).with_hint(hint)
+    let text = e.to_string();
+    let error = ApiError::from_text(kind, &text);
+    // What says itself how to go on needs nothing more.
+    if text.contains("; ") { error } else { error.with_hint(hint) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_one_way_out() {
+        for (text, shown) in [
+            ("it exists", "it exists: choose another name, or remove it first"),
+            ("it exists; choose a name", "it exists: choose a name"),
+        ] {
+            assert_eq!(failed(&qrvsa_core::Error::new(CoreKind::Exists, text)).to_string(), shown);
+        }
+    }
 
     #[test]
     fn large_disks_get_large_blocks() {

@@ -12,6 +12,7 @@
 
 mod lifecycle;
 mod mounts;
+pub mod transfer;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +33,7 @@ use crate::mounter::Mounter;
 use crate::state::{Persistent, PersistentPool, StateDir};
 use crate::targets::Targets;
 use mounts::MountTable;
+use transfer::Filling;
 
 /// How long export and destroy wait for a running check to give up.
 const CHECK_STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -48,6 +50,7 @@ pub struct Daemon {
     pool_locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     mounts: Mutex<MountTable>,
     checks: Checks,
+    filling: Filling,
     stopping: AtomicBool,
     ready: AtomicBool,
     /// The state file is read; before, nothing may be written over it.
@@ -81,6 +84,7 @@ impl Daemon {
             pool_locks: Mutex::default(),
             mounts: Mutex::default(),
             checks: Checks::default(),
+            filling: Filling::default(),
             stopping: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
@@ -380,6 +384,7 @@ impl Daemon {
         let _guard = lock.lock();
         let failed = self.pools.lock().get(pool).ok_or_else(|| unknown_pool(pool))?.failure.is_some();
         self.targets.need_unused_pool(pool)?;
+        self.filling.need_none(|volume| volume.pool == pool)?;
         if !failed {
             self.quiesce(pool, force)?;
             self.engine.export(pool).api()?;
@@ -402,6 +407,7 @@ impl Daemon {
                 .with_hint("repeat with --force if nothing in it is needed any more"));
         }
         self.targets.need_unused_pool(pool)?;
+        self.filling.need_none(|volume| volume.pool == pool)?;
         self.quiesce(pool, false)?;
         self.engine.destroy(pool).api()?;
         tracing::info!("pool {pool} destroyed");

@@ -55,6 +55,7 @@ impl Daemon {
         let lock = self.pool_lock(&name.pool);
         let _guard = lock.lock();
         self.volume(name)?;
+        self.filling.need_none(|volume| volume == name)?;
         self.engine.volume_resize(name, request.size_bytes, request.force).api()?;
         self.targets.volume_resized(name);
         tracing::info!("volume {name} resized to {} bytes", request.size_bytes);
@@ -71,6 +72,7 @@ impl Daemon {
         let _guard = lock.lock();
         self.volume(name)?;
         self.targets.need_unused_volume(name)?;
+        self.filling.need_none(|volume| volume == name)?;
         if !force {
             return Err(ApiError::new(ErrorKind::NeedsForce, format!("all data in volume {name} would be destroyed"))
                 .with_hint("repeat with --force if nothing in it is needed any more"));

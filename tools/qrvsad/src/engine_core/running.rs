@@ -294,6 +294,7 @@ impl Running {
     pub fn list_volumes(&self) -> Result<Vec<VolumeInfo>> {
         let available = self.pool.usage().available_bytes;
         let of = |volume: qrvsa_core::engine::volumes::VolumeInfo| {
+            let in_use = self.pool.volume_in_use(&volume.name);
             let left = volume.settings.size_bytes.saturating_sub(volume.allocated_bytes);
             VolumeInfo {
                 name: FsName { pool: self.pool.name.clone(), fs: Some(volume.name) },
@@ -306,6 +307,7 @@ impl Running {
                 id: format!("{:032x}", volume.settings.id),
                 naa: format!("{:016x}", volume.settings.naa()),
                 created_unix_s: volume.created_ns / 1_000_000_000,
+                in_use,
             }
         };
         Ok(self.pool.list_volumes()?.into_iter().map(of).collect())

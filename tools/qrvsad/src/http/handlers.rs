@@ -50,7 +50,7 @@ fn fs_name(pool: String, fs: String) -> Result<FsName, ApiError> {
     Ok(FsName { pool, fs: Some(fs) })
 }
 
-fn volume_name(pool: String, volume: String) -> Result<FsName, ApiError> {
+pub(super) fn volume_name(pool: String, volume: String) -> Result<FsName, ApiError> {
     check_name("pool", &pool)?;
     check_name("volume", &volume)?;
     Ok(FsName { pool, fs: Some(volume) })

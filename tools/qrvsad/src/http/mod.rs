@@ -5,6 +5,7 @@
 
 mod handlers;
 mod targets;
+mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +85,7 @@ pub fn router(shared: Shared) -> Router {
         .route(routes::MOUNTS, get(h::list_mounts).post(h::mount))
         .route(&format!("{}/{{id}}", routes::MOUNTS), delete(h::unmount))
         .merge(targets::routes())
+        .merge(transfer::routes())
         .route(routes::DEBUG_LABELS, post(h::labels))
         .route(routes::DEBUG_UBERBLOCKS, post(h::uberblocks))
         .layer(from_fn_with_state(shared.clone(), wait_until_ready))

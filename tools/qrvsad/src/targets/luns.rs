@@ -74,7 +74,7 @@ fn unit_config(lun: &Lun, block_bytes: u32) -> Result<UnitConfig> {
         mode_pages: o.mode_pages.iter().map(|text| mode_page(text)).collect::<Result<_>>()?,
         ..defaults
     };
-    config.check().map_err(|e| ApiError::invalid(e).with_hint("see `qrvsa target lun add --help`"))?;
+    config.check().map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
     Ok(config)
 }
 
@@ -89,7 +89,8 @@ impl Targets {
             LunSource::Volume(name) => {
                 let volume = self.engine.open_volume(name).map_err(|e| from_core(&e))?;
                 let block_bytes = volume.block_bytes();
-                Ok((Arc::new(super::volume::VolumeBacking::new(name.clone(), volume)), block_bytes))
+                let backing = super::volume::VolumeBacking::new(name.clone(), volume).map_err(|e| from_core(&e))?;
+                Ok((Arc::new(backing), block_bytes))
             }
             LunSource::File(path) => {
                 let options = FileOptions {
@@ -118,7 +119,7 @@ impl Targets {
         let running = self.running.read().get(&tid).cloned();
         let running = running.ok_or_else(|| no_target(&tid.to_string()))?;
         running.keep.assign(number, pool_of(&lun.source));
-        running.units.add_unit(number, config, backing).map_err(|e| ApiError::invalid(e).with_hint("see the log"))?;
+        running.units.add_unit(number, config, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
         if lun.source == LunSource::Empty {
             let _ = running.units.eject_medium(number, true);
         }
@@ -254,9 +255,9 @@ impl Targets {
             let config = unit_config(&new, block_bytes)?;
             if new.source != old.source {
                 let (backing, _) = self.open(&new)?;
-                units.load_medium(number, backing).map_err(ApiError::invalid)?;
+                units.load_medium(number, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
             }
-            units.update_unit(number, config).map_err(ApiError::invalid)?;
+            units.update_unit(number, config).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
         }
         self.change_locked(|model| {
             if let Some(target) = model.targets.get_mut(&tid) {

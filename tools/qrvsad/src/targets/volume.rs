@@ -4,19 +4,25 @@ use std::sync::Arc;
 
 use qrvsa_api::names::FsName;
 use qrvsa_core::ErrorKind;
-use qrvsa_core::volume::{ATOMIC_BYTES_MAX, Volume};
+use qrvsa_core::volume::{ATOMIC_BYTES_MAX, Sharing, Volume};
 use qrvsa_iscsi::backing::{Backing, Extent, Failure, FailureKind, Result, Space};
 
 /// A volume, and its name for the log.
 pub struct VolumeBacking {
     name: FsName,
     volume: Arc<Volume>,
+    /// Held as long as the unit serves.
+    _sharing: Sharing,
 }
 
 impl VolumeBacking {
     /// The backing of an open volume.
-    pub fn new(name: FsName, volume: Arc<Volume>) -> VolumeBacking {
-        VolumeBacking { name, volume }
+    ///
+    /// # Errors
+    /// `Busy` while the volume is being filled.
+    pub fn new(name: FsName, volume: Arc<Volume>) -> qrvsa_core::Result<VolumeBacking> {
+        let sharing = volume.share()?;
+        Ok(VolumeBacking { name, volume, _sharing: sharing })
     }
 
     fn failure(&self, error: &qrvsa_core::Error, offset: u64, reading: bool) -> Failure {

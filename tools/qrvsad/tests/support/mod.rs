@@ -19,6 +19,7 @@ use qrvsa_core::fs::ops::*;
 use qrvsa_core::{Error, ErrorKind as Core, Result};
 use qrvsad::config::Config;
 use qrvsad::engine::{CheckProgress, Engine, ImportOutcome, ImportRequest};
+use qrvsad::engine_core::CoreEngine;
 use qrvsad::mounter::{ActiveMount, MountSpec, Mounter, OnExit, SessionEnd};
 use qrvsad::run::{Claims, run};
 
@@ -422,6 +423,7 @@ impl Engine for FakeEngine {
                 id: "0123456789abcdef0123456789abcdef".to_owned(),
                 naa: "3123456789abcdef".to_owned(),
                 created_unix_s: 1_700_000_000,
+                in_use: false,
             });
             Ok(list.collect())
         })
@@ -607,6 +609,8 @@ pub struct TestDaemon {
     pub world: Arc<World>,
     pub dir: tempfile::TempDir,
     pub config: Config,
+    /// In the place of the pretended one.
+    engine: Option<Arc<dyn Engine>>,
     life: Option<Life>,
 }
 
@@ -626,7 +630,19 @@ impl TestDaemon {
     pub fn new() -> TestDaemon {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { search_dirs: Vec::new(), ..Config::default() };
-        TestDaemon { world: Arc::default(), dir, config, life: None }
+        TestDaemon { world: Arc::default(), dir, config, engine: None, life: None }
+    }
+
+    /// With the engine itself, and a pool of two small files that may lose one.
+    pub fn with_engine(pool: &str) -> TestDaemon {
+        let mut daemon = TestDaemon::new();
+        daemon.engine = Some(Arc::new(CoreEngine::new(daemon.config.engine_options())));
+        daemon.restart();
+        let device = |i| format!("{}/{pool}{i}.img:256M", daemon.dir.path().display()).parse().unwrap();
+        let devices = (0..2).map(device).collect();
+        let geometry = Some("1+1".parse().unwrap());
+        daemon.client().create_pool(&CreatePool { name: pool.into(), geometry, devices, force: false }).unwrap();
+        daemon
     }
 
     /// Starts a daemon in the same world.
@@ -635,7 +651,8 @@ impl TestDaemon {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (stop, stopped) = tokio::sync::mpsc::channel(4);
         let claims = Claims::take(&self.state_dir(), &self.socket()).unwrap();
-        let engine = Arc::new(FakeEngine(Arc::clone(&self.world)));
+        let fake = || Arc::new(FakeEngine(Arc::clone(&self.world))) as Arc<dyn Engine>;
+        let engine = self.engine.clone().unwrap_or_else(fake);
         let mounter = Arc::new(FakeMounter(Arc::clone(&self.world)));
         let ended = runtime.spawn(run(claims, engine, mounter, self.config.clone(), stopped));
         self.life = Some(Life { runtime, stop, ended });

@@ -1,8 +1,8 @@
 //! The management socket: one thread, one request per connection, for the daemon's own user only.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,21 +39,8 @@ impl TgtServer {
     pub fn start(base: &Path, targets: Arc<Targets>) -> Result<TgtServer, String> {
         let path = with(base, ".0");
         let cannot = |e: std::io::Error| format!("cannot listen on {}: {e}", path.display());
-        let lock_path = with(&path, ".lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(|e| format!("cannot open the lock {}: {e}", lock_path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(format!("{} is served by another program, such as tgtd", path.display()));
-            }
-            Err(TryLockError::Error(e)) => return Err(cannot(e)),
-        }
+        let lock = crate::host::lock_file(&with(&path, ".lock"))?
+            .ok_or_else(|| format!("{} is served by another program, such as tgtd", path.display()))?;
         match std::fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(&path).map_err(cannot)?,
             Ok(_) => return Err(format!("{} is not a socket; remove it", path.display())),
