@@ -53,7 +53,7 @@ fn mountpoints(table: &[u8]) -> impl Iterator<Item = PathBuf> {
         .map(|field| PathBuf::from(OsString::from_vec(unescape_octal(field))))
 }
 
-/// Refuses a path whose storage is a file of a QRVSA mount, itself or through loop devices, partitions and mappings. The
+/// Refuses storage that is a file of a QRVSA mount, itself or through loop devices, partitions and mappings. The
 /// daemon would wait for itself: it could neither end nor be killed. A path that does not exist is judged by its directory.
 ///
 /// # Errors
@@ -64,12 +64,28 @@ pub fn refuse_own_mounts(path: &Path) -> Result<()> {
         Some(file) => Err(Error::new(
             ErrorKind::Invalid,
             format!(
-                "{} lies in a QRVSA mount, and the daemon would wait for itself; use a volume instead",
+                "{} lies in a QRVSA mount, and the daemon would wait for itself; use other storage",
                 file.display()
             ),
         )),
         None => Ok(()),
     }
+}
+
+/// The QRVSA mounts there are: mount point and device number, the topmost of a place last.
+#[must_use]
+pub fn mount_devices() -> Vec<(PathBuf, u64)> {
+    mount_devices_of(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
+}
+
+fn mount_devices_of(table: &[u8]) -> Vec<(PathBuf, u64)> {
+    let lines = table.split(|b| *b == b'\n');
+    lines
+        .filter_map(|line| {
+            let device = fuse_devices(line).pop()?;
+            Some((mountpoints(line).next()?, device))
+        })
+        .collect()
 }
 
 /// The device numbers of the QRVSA mounts of a mountinfo table.
@@ -211,6 +227,7 @@ mod tests {
     fn only_qrvsa_mounts_count() {
         let table = b"42 27 0:39 / /mnt/a rw - fuse.qrvsa p rw\n43 27 0:40 / /mnt/b rw shared:1 - fuse.other p rw\n";
         assert_eq!(fuse_devices(table), [nix::sys::stat::makedev(0, 39)]);
+        assert_eq!(mount_devices_of(table), [(PathBuf::from("/mnt/a"), nix::sys::stat::makedev(0, 39))]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::error::{IntoApi, from_core};
 use crate::host;
 use crate::mounter::{ActiveMount, MountSpec, SessionEnd};
 use crate::state::PersistentMount;
+use crate::targets::places::Root;
 
 /// All mounts by id.
 #[derive(Default)]
@@ -89,6 +90,13 @@ impl MountTable {
     pub fn ids_of_pool(&self, pool: &str) -> Vec<u64> {
         let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && !matches!(e.state, State::Waiting));
         there.map(|(id, _)| *id).collect()
+    }
+
+    /// Where filesystems are mounted, or should be.
+    pub fn roots(&self) -> Vec<Root> {
+        let serves = |e: &Entry| matches!(e.state, State::Mounted(_));
+        let root = |e: &Entry| Root { at: e.mountpoint.clone(), fs: e.source.clone(), serves: serves(e) };
+        self.entries.values().map(root).collect()
     }
 
     /// Where a filesystem is mounted.
