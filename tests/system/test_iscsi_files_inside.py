@@ -236,7 +236,7 @@ def test_a_vhdx_file_inside_survives_kill_9(t):
 def test_a_full_pool_and_a_missing_pool_under_files(t):
     """With the pool full, writes get SPACE ALLOCATION FAILED and go on after UNMAP; without the pool, the LUNs say so and come back."""
     daemon = Daemon(t).start()
-    pool = daemon.pool(size=192 * MIB)
+    pool = daemon.pool(size=128 * MIB)
     top = pool.mount()
     target = iscsi.Target(daemon)
     image = os.path.join(top, "disk.vhdx")
@@ -257,7 +257,7 @@ def test_a_full_pool_and_a_missing_pool_under_files(t):
     done = 0
     while (found := put(lun, done)) is None:
         done += 1
-        check(done * 64 * KIB < GIB, "a pool of 384 MiB takes 1 GiB")
+        check(done * 64 * KIB < GIB, "a pool of 256 MiB takes 1 GiB")
     same(found, (7, 0x27, 7), "sense of a write to a full pool")
     t.step("%d MiB written", done * 64 * KIB // MIB)
     blocks = [put(vhdx, n) for n in range(16, 1000, 16)]

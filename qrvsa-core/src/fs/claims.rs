@@ -30,7 +30,7 @@ use crate::fs::ops::{Ino, Operations};
 use crate::fs::store::Store;
 
 /// How long a claim waits for opens and claims that are just ending: the kernel tells of a close a moment later.
-const CLAIM_WAIT: Duration = Duration::from_secs(2);
+const CLAIM_WAIT: Duration = Duration::from_secs(1);
 const CLAIM_RETRY: Duration = Duration::from_millis(10);
 const SHARDS: usize = 64;
 

@@ -13,7 +13,12 @@ use qrvsa_core::{Error, ErrorKind, Result};
 /// Whether a FUSE mount is there whose server is gone.
 #[must_use]
 pub fn is_stale_mount(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|e| is_stale_error(&e))
+    if std::fs::symlink_metadata(path).is_err_and(|e| is_stale_error(&e)) {
+        return true;
+    }
+    // For a while the kernel answers from its cache what somebody has asked the server before. This it never does.
+    let is_ours = mount_devices().iter().any(|(at, _)| at == path);
+    is_ours && matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN))
 }
 
 /// Whether the error is what the kernel answers for a FUSE mount whose server is gone.
