@@ -9,7 +9,7 @@ use qrvsa_core::vhdx::{Files, HostFile, HostFiles, ImageFile};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 use qrvsa_iscsi::backing::{self, Backing, Extent, Failure, FailureKind, Space};
 
-use super::places::{Inside, Places};
+use super::places::{Found, Inside, Places};
 use crate::engine::Engine;
 
 /// A file that was claimed before its unit is opened, while its filesystem was not mounted yet.
@@ -39,9 +39,9 @@ impl Below<'_> {
         }
     }
 
-    fn find(&self, path: &Path) -> Result<Option<Inside>> {
+    fn find(&self, path: &Path) -> Result<Found> {
         match &self.own {
-            Some((own, at)) if at == path => Ok(Some((*own).clone())),
+            Some((own, at)) if at == path => Ok(Found::Inside((*own).clone())),
             _ => self.places.find(path),
         }
     }
@@ -52,7 +52,7 @@ impl Below<'_> {
 /// # Errors
 /// It is in use, or is gone.
 pub fn open(places: &Places<'_>, file: &Inside, write: bool, user: &str) -> Result<Arc<dyn ImageFile>> {
-    let facts = places.engine.file_facts(&file.fs, file.ino).map_err(|e| match e.errno() {
+    let facts = places.engine().file_facts(&file.fs, file.ino).map_err(|e| match e.errno() {
         nix::errno::Errno::ENOENT if !matches!(e.kind(), ErrorKind::NotFound) => gone(file),
         _ => e,
     })?;
@@ -60,7 +60,7 @@ pub fn open(places: &Places<'_>, file: &Inside, write: bool, user: &str) -> Resu
         return Err(gone(file));
     }
     let path = file.root.join(facts.path.as_ref().unwrap_or(&file.path));
-    places.engine.open_file(&file.fs, file.ino, write, user, &path)
+    places.engine().open_file(&file.fs, file.ino, write, user, &path)
 }
 
 /// Where a file is now: a directory above it may have another name than when it was given to the unit.
@@ -77,8 +77,11 @@ fn gone(file: &Inside) -> Error {
 impl Files for Below<'_> {
     fn identity(&self, path: &Path) -> Option<(u64, u64)> {
         match self.find(path) {
-            Ok(Some(file)) => self.places.engine.file_facts(&file.fs, file.ino).ok().map(|facts| facts.identity),
-            Ok(None) => HostFiles.identity(path),
+            Ok(Found::Inside(file)) => {
+                self.places.engine().file_facts(&file.fs, file.ino).ok().map(|facts| facts.identity)
+            }
+            Ok(Found::Outside) => HostFiles.identity(path),
+            Ok(Found::Nothing) => None,
             // something is there, or may be
             Err(_) => Some((u64::MAX, u64::MAX)),
         }
@@ -86,9 +89,12 @@ impl Files for Below<'_> {
 
     fn open(&self, path: &Path, write: bool) -> Result<Arc<dyn ImageFile>> {
         match self.find(path)? {
-            Some(file) if self.own.as_ref().is_some_and(|(own, _)| own.id == file.id) => self.open_own(&file, write),
-            Some(file) => open(&self.places, &file, write, &self.user),
-            None => {
+            Found::Inside(file) if self.own.as_ref().is_some_and(|(own, _)| own.id == file.id) => {
+                self.open_own(&file, write)
+            }
+            Found::Inside(file) => open(&self.places, &file, write, &self.user),
+            Found::Nothing => fail!(NotFound, "{} does not exist", path.display()),
+            Found::Outside => {
                 crate::host::refuse_own_mounts(path)?;
                 Ok(Arc::new(HostFile::open(path, write)?))
             }

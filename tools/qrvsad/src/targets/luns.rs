@@ -9,7 +9,7 @@ use qrvsa_iscsi::scsi::{ModePage, UnitConfig};
 
 use super::below::{Below, PlainBelow, path_now};
 use super::model::{Lun, Model, TgtStorage};
-use super::places::{Inside, Places, Root};
+use super::places::{Found, Inside, Places, Root};
 use super::{Result, Targets, no_target};
 use crate::error::from_core;
 
@@ -95,13 +95,23 @@ impl Targets {
         {
             roots.push(Root { at: own.root.clone(), fs: own.fs.clone(), serves: false });
         }
-        Places { engine: &*self.engine, roots }
+        Places::new(&*self.engine, roots)
     }
 
     /// Whether a file lies in one of our own filesystems, and which one it is.
     fn find_inside(&self, source: &LunSource) -> Result<Option<Inside>> {
         match source {
-            LunSource::File(path) | LunSource::Vhdx(path) => self.places(None).find(path).map_err(|e| from_core(&e)),
+            LunSource::File(path) | LunSource::Vhdx(path) => {
+                // Only where it can be seen: on a directory that a filesystem is still to be mounted on, it is another file.
+                let roots = (self.roots)().into_iter().filter(|root| root.serves).collect();
+                match Places::new(&*self.engine, roots).find(path).map_err(|e| from_core(&e))? {
+                    Found::Inside(file) => Ok(Some(file)),
+                    Found::Outside => Ok(None),
+                    Found::Nothing => Err(ApiError::not_found(format!("{} does not exist", path.display())).with_hint(
+                        "make it first; a sparse file with `truncate`, a VHDX file with `qrvsa vhdx create`",
+                    )),
+                }
+            }
             LunSource::Volume(_) | LunSource::Null(_) | LunSource::Empty => Ok(None),
         }
     }
