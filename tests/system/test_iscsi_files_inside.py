@@ -124,7 +124,10 @@ def test_a_file_inside_serves_below_its_mount(t):
     path = sized(os.path.join(top, "t"), MIB)
     tgtadm = Tgt(daemon, OURS)
     tid = target.show()["tid"]
-    tgtadm("--mode logicalunit --op new --tid %d --lun 5 --backing-store %s" % (tid, path))
+    # by a link from outside
+    link = t.path("link")
+    os.symlink(os.path.join(top, "t"), link)
+    tgtadm("--mode logicalunit --op new --tid %d --lun 5 --backing-store %s" % (tid, link))
     initiator = target.initiator().settle(5)
     initiator.write(5, 1, word)
     same(at(path, 512, 512), word, "the file of a LUN that tgtadm made")
@@ -141,6 +144,12 @@ def test_a_file_inside_serves_below_its_mount(t):
     t.step("a pool inside itself stays refused, and so does a loop device")
     inside = sized(os.path.join(top, "member"), 256 * MIB)
     daemon.refused("lies in a QRVSA mount", "pool", "create", "inside", inside, code=2)
+    target = iscsi.Target(daemon)
+    daemon.cli("volume", "create", "tank/v", "8M")
+    daemon.refused("with --volume", "target", "lun", "add", target.iqn, "--vhdx", os.path.join(top, ".volumes", "v.vhdx"), code=2)
+    daemon.refused("does not exist", "target", "lun", "add", target.iqn, "--file", os.path.join(top, "none"), code=6)
+    daemon.refused("not a regular file", "target", "lun", "add", target.iqn, "--file", top, code=2)
+    same(target.show()["luns"], [], "LUNs after the refusals")
     pool.check()
 
 
@@ -236,7 +245,7 @@ def test_a_vhdx_file_inside_survives_kill_9(t):
 def test_a_full_pool_and_a_missing_pool_under_files(t):
     """With the pool full, writes get SPACE ALLOCATION FAILED and go on after UNMAP; without the pool, the LUNs say so and come back."""
     daemon = Daemon(t).start()
-    pool = daemon.pool(size=128 * MIB)
+    pool = daemon.pool(size=64 * MIB)
     top = pool.mount()
     target = iscsi.Target(daemon)
     image = os.path.join(top, "disk.vhdx")
@@ -257,7 +266,7 @@ def test_a_full_pool_and_a_missing_pool_under_files(t):
     done = 0
     while (found := put(lun, done)) is None:
         done += 1
-        check(done * 64 * KIB < GIB, "a pool of 256 MiB takes 1 GiB")
+        check(done * 64 * KIB < GIB, "a pool of 128 MiB takes 1 GiB")
     same(found, (7, 0x27, 7), "sense of a write to a full pool")
     t.step("%d MiB written", done * 64 * KIB // MIB)
     blocks = [put(vhdx, n) for n in range(16, 1000, 16)]
