@@ -363,7 +363,8 @@ impl Mount {
     }
 
     /// Makes the kernel forget what it caches of an inode: for changes that do not come through this mount. Must not be
-    /// called from within an operation on that inode.
+    /// called from within an operation on that inode. Waits for reads of it that are under way, and with them for this process: it
+    /// cannot be killed meanwhile.
     ///
     /// # Errors
     /// `Posix`: the kernel refused.
