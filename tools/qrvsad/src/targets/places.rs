@@ -115,13 +115,10 @@ impl<'a> Places<'a> {
             if let Some((root, top)) = self.root_at(&done) {
                 return self.walk(root, &top, done, rest);
             }
-            match std::fs::read_link(&done) {
-                Ok(target) => {
-                    done.pop();
-                    return Ok(Walked::Path(done.join(target).join(rest.as_path())));
-                }
-                // no link, or nothing at all: the next component, or whoever opens it, finds out
-                Err(_) => {}
+            // What is no link, or is not there, the next component or whoever opens it finds out.
+            if let Ok(target) = std::fs::read_link(&done) {
+                done.pop();
+                return Ok(Walked::Path(done.join(target).join(rest.as_path())));
             }
         }
         Ok(Walked::At(Found::Outside))
