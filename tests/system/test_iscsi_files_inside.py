@@ -9,7 +9,7 @@ import threading
 
 import iscsi
 from lib import GIB, KIB, MIB, Daemon, Failure, check, options, run, same, wait_for
-from syscalls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, read_file, refuses, write_file
+from syscalls import refuses, write_file
 from test_iscsi_tgt import OURS, Tgt
 
 
