@@ -1,7 +1,7 @@
 //! Kernel requests, as the `fuser` library shows them, to [`Operations`] and back.
 //!
 //! Stateless but for the count of opens: inode numbers are never reused, so lookups need no counting, FORGET means nothing
-//! and file handles only tell direct I/O. Every operation runs on the session thread that received it and blocks that thread only.
+//! and file handles only tell direct I/O, and who may write. Every operation runs on the session thread that received it and blocks that thread only.
 //!
 //! Invariants: each request is answered exactly once, also when the operation panics; nothing here touches a mounted path.
 
@@ -25,7 +25,7 @@ use qrvsa_core::buf::AlignedBuf;
 use qrvsa_core::fs::ops::{Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, SetAttr, XattrMode};
 use qrvsa_core::{Error, Result};
 
-use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, HANDLE, attr_ttl, has_set_id, open_file};
+use crate::caching::{ENTRY_TTL, HANDLE, attr_ttl, has_set_id, is_direct, is_writer, may_write, open_file};
 use crate::convert;
 use crate::latency;
 use crate::listing::{Listed, list};
@@ -61,6 +61,8 @@ type Reply<T> = std::result::Result<T, Errno>;
 pub(crate) struct Adapter {
     ops: Arc<dyn Operations>,
     opens: OpenTable,
+    /// Those of them that may write.
+    writers: OpenTable,
     seats: Arc<Seats>,
     report: Reporter,
     max_background: u16,
@@ -83,6 +85,7 @@ impl Adapter {
         Adapter {
             ops,
             opens: OpenTable::default(),
+            writers: OpenTable::default(),
             seats,
             report: Reporter::new(&options.fs_name),
             max_background: options.max_background,
@@ -124,11 +127,36 @@ impl Adapter {
     fn shown(&self, operation: &'static str, result: Reply<Attr>) -> Reply<(FileAttr, Duration)> {
         let attr = result?;
         match convert::file_attr(&attr) {
-            Some(shown) => Ok((shown, attr_ttl(&attr, SystemTime::now()))),
+            Some(shown) => Ok((shown, self.attr_ttl(&attr, SystemTime::now()))),
             None => {
                 self.report.log(operation, attr.ino, &format!("attributes without a file type: mode {:o}", attr.mode));
                 Err(Errno::EIO)
             }
+        }
+    }
+
+    /// How long attributes hold.
+    fn attr_ttl(&self, attr: &Attr, now: SystemTime) -> Duration {
+        if self.ops.changes_below(attr.ino) { Duration::ZERO } else { attr_ttl(attr, now) }
+    }
+
+    /// How a file is opened with these flags.
+    fn opened(&self, ino: Ino, flags: i32) -> (FileHandle, FopenFlags) {
+        // what changes beneath the kernel is read anew each time
+        let direct = if self.ops.may_cache(ino) { 0 } else { libc::O_DIRECT };
+        open_file(flags | direct, self.late_errors, self.ops.may_keep(ino))
+    }
+
+    /// Counts an open that may write.
+    fn begin_writing(&self, ops: &dyn Operations, ino: Ino) -> Result<()> {
+        ops.begin_writing(ino)?;
+        self.writers.add(ino);
+        Ok(())
+    }
+
+    fn end_writing(&self, ops: &dyn Operations, ino: Ino) {
+        if self.writers.remove(ino) {
+            ops.end_writing(ino);
         }
     }
 
@@ -217,6 +245,14 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {
+        for (ino, count) in self.writers.drain() {
+            for _ in 0..count {
+                let _ = self.run("release", INodeNo(ino), |ops| {
+                    ops.end_writing(ino);
+                    Ok(())
+                });
+            }
+        }
         for (ino, count) in self.opens.drain() {
             for _ in 0..count {
                 let _ = self.run("release", INodeNo(ino), |ops| {
@@ -406,6 +442,14 @@ impl fuser::Filesystem for Adapter {
             let (attr, made) = ops.create(caller(request), parent.0, name.as_bytes(), node, exclusive, truncate)?;
             // Counted before anything else can fail, so that it is released in any case.
             self.opens.add(attr.ino);
+            if may_write(flags)
+                && let Err(e) = self.begin_writing(ops, attr.ino)
+            {
+                if self.opens.remove(attr.ino) {
+                    ops.release(attr.ino);
+                }
+                return Err(e);
+            }
             Ok((attr, made))
         });
         let (attr, made) = match result {
@@ -417,13 +461,16 @@ impl fuser::Filesystem for Adapter {
         match self.shown("create", synced.map(|()| attr)) {
             Ok((shown, _)) => {
                 // One TTL for the name and the attributes. The kernel drops the latter at the first write anyway.
-                let ttl = if has_set_id(attr.mode) { Duration::ZERO } else { ENTRY_TTL };
-                let direct = if self.ops.may_cache(attr.ino) { 0 } else { libc::O_DIRECT };
-                let (handle, opened) = open_file(flags | direct, self.late_errors);
+                let ttl =
+                    if has_set_id(attr.mode) || self.ops.changes_below(attr.ino) { Duration::ZERO } else { ENTRY_TTL };
+                let (handle, opened) = self.opened(attr.ino, flags);
                 self.ops.remember(attr.ino);
                 reply.created(&ttl, &shown, GENERATION, handle, opened);
             }
             Err(errno) => {
+                if may_write(flags) {
+                    self.end_writing(&*self.ops, attr.ino);
+                }
                 self.release_one("create", INodeNo(attr.ino));
                 reply.error(shown_errno(errno));
             }
@@ -433,12 +480,21 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _seat = Seats::take(&self.seats);
         let truncate = flags.0 & libc::O_TRUNC != 0;
-        match self.run("open", ino, |ops| ops.open(caller(request), ino.0, truncate)) {
+        let writes = may_write(flags.0);
+        let result = self.run("open", ino, |ops| {
+            if writes {
+                self.begin_writing(ops, ino.0)?;
+            }
+            let opened = ops.open(caller(request), ino.0, truncate);
+            if writes && opened.is_err() {
+                self.end_writing(ops, ino.0);
+            }
+            opened
+        });
+        match result {
             Ok(()) => {
                 self.opens.add(ino.0);
-                // what changes beneath the kernel is read anew each time
-                let direct = if self.ops.may_cache(ino.0) { 0 } else { libc::O_DIRECT };
-                let (handle, opened) = open_file(flags.0 | direct, self.late_errors);
+                let (handle, opened) = self.opened(ino.0, flags.0);
                 reply.opened(handle, opened);
             }
             Err(errno) => reply.error(shown_errno(errno)),
@@ -461,13 +517,16 @@ impl fuser::Filesystem for Adapter {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
         let _seat = Seats::take(&self.seats);
+        if is_writer(handle) {
+            self.end_writing(&*self.ops, ino.0);
+        }
         self.release_one("release", ino);
         reply.ok();
     }
@@ -520,7 +579,7 @@ impl fuser::Filesystem for Adapter {
         let _seat = Seats::take(&self.seats);
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The kernel sends no FSYNC after direct writes. The flag of the file can be changed after the open.
-        let direct = handle == DIRECT_HANDLE || flags.0 & libc::O_DIRECT != 0;
+        let direct = is_direct(handle) || flags.0 & libc::O_DIRECT != 0;
         let sync = direct && flags.0 & libc::O_DSYNC != 0;
         let result = self.run("write", ino, |ops| {
             // Never "append": the offset is the end of the file when it has to be.
@@ -580,7 +639,7 @@ impl fuser::Filesystem for Adapter {
                     (kind.map(|kind| convert::bare_attr(entry.ino, kind)), Duration::ZERO)
                 } else {
                     // Without attributes, it is gone since the listing found its name.
-                    let ttl = entry.attr.as_ref().map_or(Duration::ZERO, |attr| attr_ttl(attr, now));
+                    let ttl = entry.attr.as_ref().map_or(Duration::ZERO, |attr| self.attr_ttl(attr, now));
                     (entry.attr.as_ref().and_then(convert::file_attr), ttl)
                 };
                 let Some(attr) = attr else { return Listed::Skipped };

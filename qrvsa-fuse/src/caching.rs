@@ -16,10 +16,27 @@ pub(crate) const UNSETTLED_ATTR_TTL: Duration = Duration::from_secs(1);
 /// How long after its last change an inode counts as changed lately. Longer than any commit interval.
 pub(crate) const SETTLING_NS: i64 = 60_000_000_000;
 
-/// The handle of a file opened for direct I/O; all others, and directories, have 0. It is all the state there is.
-pub(crate) const DIRECT_HANDLE: FileHandle = FileHandle(1);
-/// See [`DIRECT_HANDLE`].
+/// The handle of a directory, and of a file opened as most are. It is all the state there is.
 pub(crate) const HANDLE: FileHandle = FileHandle(0);
+/// Bit of the handle of a file opened for direct I/O.
+const DIRECT: u64 = 1;
+/// Bit of the handle of a file that is counted among those that may be written.
+const WRITES: u64 = 2;
+
+/// Whether the file was opened for direct I/O.
+pub(crate) fn is_direct(handle: FileHandle) -> bool {
+    handle.0 & DIRECT != 0
+}
+
+/// Whether the open was counted as one that may write.
+pub(crate) fn is_writer(handle: FileHandle) -> bool {
+    handle.0 & WRITES != 0
+}
+
+/// Whether an open with these flags may change the file.
+pub(crate) fn may_write(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
 
 /// Whether executing the file gives somebody else's rights.
 pub(crate) fn has_set_id(mode: u32) -> bool {
@@ -37,17 +54,18 @@ pub(crate) fn attr_ttl(attr: &Attr, now: SystemTime) -> Duration {
 }
 
 /// How an open file is to be cached, and the handle that says so: see the table in the crate's documentation.
-/// `late_errors`: an accepted write can fail later.
-pub(crate) fn open_file(flags: i32, late_errors: bool) -> (FileHandle, FopenFlags) {
-    let mut shown = FopenFlags::FOPEN_KEEP_CACHE;
+/// `late_errors`: an accepted write can fail later. `keep`: what is cached of it still holds.
+pub(crate) fn open_file(flags: i32, late_errors: bool, keep: bool) -> (FileHandle, FopenFlags) {
+    let mut shown = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+    let writes = if may_write(flags) { WRITES } else { 0 };
     let mode = flags & libc::O_ACCMODE;
     if mode == libc::O_RDONLY || mode == libc::O_WRONLY && !late_errors {
         shown |= FopenFlags::FOPEN_NOFLUSH;
     }
     if flags & libc::O_DIRECT == 0 {
-        return (HANDLE, shown);
+        return (FileHandle(writes), shown);
     }
-    (DIRECT_HANDLE, shown | FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+    (FileHandle(DIRECT | writes), shown | FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
 }
 
 #[cfg(test)]
@@ -90,12 +108,17 @@ mod tests {
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         let (keep, no_flush) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
         for late_errors in [false, true] {
-            assert_eq!(open_file(libc::O_RDWR, late_errors), (HANDLE, keep));
-            assert_eq!(open_file(libc::O_RDONLY, late_errors), (HANDLE, keep | no_flush));
+            assert_eq!(open_file(libc::O_RDWR, late_errors, true), (FileHandle(WRITES), keep));
+            assert_eq!(open_file(libc::O_RDONLY, late_errors, true), (HANDLE, keep | no_flush));
+            assert_eq!(open_file(libc::O_RDONLY, late_errors, false), (HANDLE, no_flush));
         }
-        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, true), (DIRECT_HANDLE, keep | direct));
-        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, false), (DIRECT_HANDLE, keep | no_flush | direct));
-        assert_eq!(open_file(libc::O_WRONLY, true), (HANDLE, keep));
-        assert_eq!(open_file(libc::O_WRONLY, false), (HANDLE, keep | no_flush));
+        let both = FileHandle(WRITES | DIRECT);
+        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, true, true), (both, keep | direct));
+        assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, false, true), (both, keep | no_flush | direct));
+        assert_eq!(open_file(libc::O_WRONLY, true, true), (FileHandle(WRITES), keep));
+        assert_eq!(open_file(libc::O_WRONLY, false, true), (FileHandle(WRITES), keep | no_flush));
+        let reader = open_file(libc::O_RDONLY | libc::O_DIRECT, false, false).0;
+        assert!(is_direct(reader) && !is_writer(reader) && is_writer(both) && !is_direct(FileHandle(WRITES)));
+        assert!(may_write(libc::O_RDONLY | libc::O_TRUNC) && !may_write(libc::O_RDONLY));
     }
 }

@@ -18,7 +18,7 @@
 //!
 //! # Kernel behaviours relied upon
 //!
-//! This daemon is the only writer of what it mounts, and each filesystem has one kernel mount (show it twice with a bind
+//! This daemon is the only writer of what it mounts, through its mount but for files that serve as disks, and each filesystem has one kernel mount (show it twice with a bind
 //! mount). So the kernel may cache without asking, and everything below follows from that.
 //!
 //! | behaviour | why it is right here |
@@ -28,6 +28,8 @@
 //! | `FOPEN_KEEP_CACHE` on every open, `FOPEN_CACHE_DIR` on directories | contents change through this mount only; the kernel drops a cached listing when a name in that directory changes (by `i_version`) |
 //! | `FOPEN_DIRECT_IO` with `FOPEN_PARALLEL_DIRECT_WRITES` on `O_DIRECT` opens only | without it the kernel holds the inode lock over each waiting direct write, so that four writers of one file take four times as long as one; the kernel keeps such writes and the page cache of other opens in step, and shared mappings work (`DIRECT_IO_ALLOW_MMAP`) |
 //! | what [`may_cache`](qrvsa_core::fs::ops::Operations::may_cache) excepts is not cached: files are opened for direct I/O, directories read anew, names asked for each time | the files of `.volumes` change when the volumes do |
+//! | a file that serves as a disk ([`claims`](qrvsa_core::fs::claims)) is opened for direct I/O, nothing cached of it is kept, its attributes are not cached | it changes below the mount. `FOPEN_KEEP_CACHE` stays away from its later opens too, so that the kernel drops what a mapping cached meanwhile. A mapping that is made while it changes shows what it first read |
+//! | opens that may write are counted, by a bit of the handle | such a file has no writers but the disk |
 //! | `FOPEN_NOFLUSH` on read-only opens, and on write-only ones of a filesystem none of whose writes can fail after it was accepted | there is nothing whose error a `close` could report. Opens for both keep FLUSH: there may be a shared mapping, whose pages the kernel writes out then |
 //! | idle session threads are kept away from the device, but for one (`seats`) | the kernel wakes the thread that waits for longest: with one waiting, requests stay on a warm processor. A request that nobody is there to take waits a millisecond at most |
 //! | no writeback cache | unsynced data sits in the store, whose bound on its age counts, never in the kernel; the exception are pages dirtied through a shared mapping, which the kernel writes out by its own timer |

@@ -17,6 +17,7 @@ use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::MntFlags;
 use parking_lot::{Condvar, Mutex};
+use qrvsa_core::fs::claims::Tell;
 use qrvsa_core::fs::ops::{Ino, Operations};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
@@ -122,6 +123,7 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
     let path = target::prepare(mount_point, &options.fs_name)?;
     let lifecycle = Arc::new(Lifecycle::default());
     let seats = Arc::new(Seats::default());
+    let operations = ops.clone();
     let adapter = Adapter::new(ops, options, seats.clone(), {
         let lifecycle = lifecycle.clone();
         move || lifecycle.set_destroyed()
@@ -144,6 +146,7 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
         Err(error) => tracing::debug!(%error, "all session threads wait at the device"),
     }
     lifecycle.state.lock().notifier = Some(session.notifier());
+    operations.on_change(forget_attributes(&lifecycle));
     let identity = match mountinfo::topmost_at(&path) {
         Ok(Some(entry)) if entry.is_ours(&options.fs_name) => entry.identity,
         other => {
@@ -163,6 +166,21 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
         .map_err(|error| session_error(&mount.mount_point, &error))?;
     tracing::info!(mount_point = %mount.mount_point.display(), filesystem = mount.fs_name, "mounted");
     Ok(mount)
+}
+
+/// Makes the kernel forget the attributes of an inode, as long as the session lasts. Contents stay: to drop them, the kernel
+/// waits for reads of them that are under way, and with them for this process; killed then, it would wait for ever.
+fn forget_attributes(lifecycle: &Arc<Lifecycle>) -> Tell {
+    const ATTRIBUTES_ONLY: i64 = -1;
+    let lifecycle = Arc::downgrade(lifecycle);
+    Arc::new(move |ino| {
+        let notifier = lifecycle.upgrade().and_then(|lifecycle| lifecycle.state.lock().notifier.clone());
+        if let Some(notifier) = notifier
+            && let Err(error) = notifier.inval_inode(fuser::INodeNo(ino), ATTRIBUTES_ONLY, 0)
+        {
+            tracing::debug!(ino, %error, "the kernel was not told of a change");
+        }
+    })
 }
 
 fn session_error(path: &Path, error: &std::io::Error) -> Error {
@@ -345,7 +363,8 @@ impl Mount {
     }
 
     /// Makes the kernel forget what it caches of an inode: for changes that do not come through this mount. Must not be
-    /// called from within an operation on that inode.
+    /// called from within an operation on that inode. Waits for reads of it that are under way, and with them for this process: it
+    /// cannot be killed meanwhile.
     ///
     /// # Errors
     /// `Posix`: the kernel refused.

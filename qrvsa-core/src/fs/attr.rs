@@ -72,7 +72,8 @@ impl<S: Store> FileSystem<S> {
         Ok(changed)
     }
 
-    pub(crate) fn change_attributes(&self, caller: Caller, ino: Ino, change: SetAttr) -> Result<Attr> {
+    /// `claimed`: the caller is who has claimed the file.
+    pub(crate) fn change_attributes(&self, caller: Caller, ino: Ino, change: SetAttr, claimed: bool) -> Result<Attr> {
         let held = self.locks.exclusive(&[ino]);
         let mut inode = self.load(ino)?;
         let mut puts = Puts::with_capacity(2);
@@ -104,6 +105,9 @@ impl<S: Store> FileSystem<S> {
             }
             if size > SIZE_MAX {
                 return Err(Error::posix(Errno::EFBIG));
+            }
+            if !claimed {
+                self.claims.check_contents(ino)?;
             }
             self.plan_kill_privileges(ino, &mut inode, caller.uid != 0, true, &mut puts)?;
             intent = Self::resize_intent(&inode, size);

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::claims::{Claims, Tell, XATTR_IN_USE};
 use crate::fs::dirent::{KIND_DIRENT, name_hash};
 use crate::fs::edit::Puts;
 use crate::fs::inode::{Inode, corrupt, inode_key, record_size_is_valid};
@@ -79,6 +80,7 @@ pub struct FileSystem<S: Store> {
     /// Held while a directory gets another parent, so that ancestors stay what they are.
     pub(crate) topology: Mutex<()>,
     pub(crate) open_files: OpenFiles,
+    pub(crate) claims: Claims,
     hash_seed: u64,
     hash_mask: u64,
     atime: AtomicU8,
@@ -123,6 +125,7 @@ impl<S: Store> FileSystem<S> {
             locks: Locks::new(),
             topology: Mutex::new(()),
             open_files: OpenFiles::new(),
+            claims: Claims::new(),
             hash_seed,
             hash_mask: u64::MAX,
             atime: AtomicU8::new(options.atime as u8),
@@ -275,7 +278,7 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn setattr(&self, caller: Caller, ino: Ino, change: SetAttr) -> Result<Attr> {
-        self.change_attributes(caller, ino, change)
+        self.change_attributes(caller, ino, change, false)
     }
 
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
@@ -323,7 +326,16 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn release(&self, ino: Ino) {
+        self.claims.released(ino);
         self.forget(ino, 1);
+    }
+
+    fn begin_writing(&self, ino: Ino) -> Result<()> {
+        self.claims.begin_writing(ino)
+    }
+
+    fn end_writing(&self, ino: Ino) {
+        self.claims.end_writing(ino);
     }
 
     fn remember(&self, ino: Ino) {
@@ -337,6 +349,7 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn forget_all(&self) {
+        self.claims.released_all();
         for object in self.open_files.release_all() {
             self.store.reap(object);
         }
@@ -347,6 +360,7 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
+        self.claims.check_contents(ino)?;
         self.write_contents(ino, offset, data, append, kill_priv)
     }
 
@@ -381,7 +395,10 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        self.get_xattr(ino, name)
+        match self.claims.in_use_value(ino).filter(|_| name == XATTR_IN_USE) {
+            Some(user) => Ok(user),
+            None => self.get_xattr(ino, name),
+        }
     }
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
@@ -393,6 +410,7 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn fallocate(&self, caller: Caller, ino: Ino, mode: AllocateMode, range: Range<u64>) -> Result<()> {
+        self.claims.check_contents(ino)?;
         self.allocate(caller, ino, mode, range)
     }
 
@@ -405,6 +423,23 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+        self.claims.check_contents(to.0)?;
         self.copy_contents(from, to, len)
+    }
+
+    fn may_cache(&self, ino: Ino) -> bool {
+        !self.claims.changes_below(ino)
+    }
+
+    fn changes_below(&self, ino: Ino) -> bool {
+        self.claims.changes_below(ino)
+    }
+
+    fn may_keep(&self, ino: Ino) -> bool {
+        self.claims.may_keep(ino)
+    }
+
+    fn on_change(&self, tell: Tell) {
+        self.claims.set_tell(tell);
     }
 }

@@ -19,6 +19,7 @@
 pub mod acl;
 mod attr;
 pub mod check;
+pub mod claims;
 mod contents;
 mod directory;
 pub mod dirent;

@@ -110,6 +110,7 @@ impl<S: Store> FileSystem<S> {
         let tx = self.store.begin(Intent::Grow)?;
         if template.open {
             self.open_files.open(ino);
+            self.claims.opened(ino);
         }
         self.publish(&held, &tx, puts);
         Ok(attr)
@@ -210,6 +211,7 @@ impl<S: Store> FileSystem<S> {
         if edit.inode(entry.ino)?.is_dir() {
             return err(Errno::EISDIR);
         }
+        self.claims.check_name(entry.ino)?;
         self.remove(&held, edit, parent, &entry)
     }
 
@@ -303,17 +305,20 @@ impl<S: Store> FileSystem<S> {
             let inode = self.load(ino)?;
             check(&inode)?;
             self.open_files.open(ino);
+            self.claims.opened(ino);
             return Ok(inode);
         }
         let held = self.locks.exclusive(&[ino]);
         let mut inode = self.load(ino)?;
         check(&inode)?;
+        self.claims.check_contents(ino)?;
         match inode.file_type() {
             libc::S_IFREG => self.truncate_on_open(&held, caller, ino, &mut inode)?,
             libc::S_IFDIR => return err(Errno::EISDIR),
             _ => {}
         }
         self.open_files.open(ino);
+        self.claims.opened(ino);
         Ok(inode)
     }
 }

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::fs::claims::Tell;
 
 /// An inode number. 1 is the root directory.
 pub type Ino = u64;
@@ -209,6 +210,16 @@ pub trait Operations: Send + Sync + 'static {
     fn open(&self, caller: Caller, ino: Ino, truncate: bool) -> Result<()>;
     /// Ends one open.
     fn release(&self, ino: Ino);
+    /// Somebody is about to open the file to write, or has just made it to: `ETXTBSY` while it serves as a disk. Who then
+    /// does not open it after all, or no longer has it open, calls [`Operations::end_writing`].
+    fn begin_writing(&self, ino: Ino) -> Result<()> {
+        let _ = ino;
+        Ok(())
+    }
+    /// Takes back one [`Operations::begin_writing`] that succeeded.
+    fn end_writing(&self, ino: Ino) {
+        let _ = ino;
+    }
     /// The caller goes on knowing this inode, by number, after the operation that returned it: like an open one, it
     /// outlives its last name until it is forgotten. Called before anybody can remove the name.
     fn remember(&self, ino: Ino) {
@@ -259,7 +270,22 @@ pub trait Operations: Send + Sync + 'static {
         let _ = ino;
         true
     }
-    /// The same for a name in a directory, found or not.
+    /// Whether contents or attributes of the inode change without these operations just now: nothing of it is to be remembered.
+    fn changes_below(&self, ino: Ino) -> bool {
+        let _ = ino;
+        false
+    }
+    /// Whether contents that the caller remembers from earlier opens still hold.
+    fn may_keep(&self, ino: Ino) -> bool {
+        let _ = ino;
+        true
+    }
+    /// `tell` makes the caller forget the attributes that it remembers of an inode. It is called when
+    /// [`Operations::changes_below`] begins to hold, and must not wait for an operation.
+    fn on_change(&self, tell: Tell) {
+        let _ = tell;
+    }
+    /// The same as [`Operations::may_cache`] for a name in a directory, found or not.
     fn may_cache_name(&self, parent: Ino, name: &[u8]) -> bool {
         let _ = (parent, name);
         true

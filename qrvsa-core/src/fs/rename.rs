@@ -52,8 +52,14 @@ impl<S: Store> FileSystem<S> {
                 continue;
             }
             self.check_rename(&mut edit, (from.0, &source_now), (to.0, target_now.as_ref()), mode)?;
+            if target_now.as_ref().is_some_and(|target| target.ino == source_now.ino) {
+                return Ok(());
+            }
+            self.claims.check_name(source_now.ino)?;
+            if let Some(target) = &target_now {
+                self.claims.check_name(target.ino)?;
+            }
             let deleted = match target_now {
-                Some(target) if target.ino == source_now.ino => return Ok(()),
                 Some(target) if mode == RenameMode::Exchange => {
                     self.plan_exchange(&mut edit, (from.0, &source_now), (to.0, &target))?;
                     None

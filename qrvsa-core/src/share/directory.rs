@@ -18,6 +18,7 @@ use crate::dataset::Dataset;
 use crate::engine::Pool;
 use crate::engine::volumes::VolumeInfo;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::claims::Tell;
 use crate::fs::ops::{
     AllocateMode, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs, XattrMode,
 };
@@ -326,6 +327,16 @@ impl Operations for WithVolumes {
         }
     }
 
+    fn begin_writing(&self, ino: Ino) -> Result<()> {
+        if ino < OURS { self.inner.begin_writing(ino) } else { Ok(()) }
+    }
+
+    fn end_writing(&self, ino: Ino) {
+        if ino < OURS {
+            self.inner.end_writing(ino);
+        }
+    }
+
     fn remember(&self, ino: Ino) {
         if ino < OURS {
             self.inner.remember(ino);
@@ -477,6 +488,18 @@ impl Operations for WithVolumes {
             return self.was_there.swap(there, Ordering::AcqRel) == there && self.inner.may_cache(ino);
         }
         ino < OURS && self.inner.may_cache(ino)
+    }
+
+    fn changes_below(&self, ino: Ino) -> bool {
+        ino < OURS && self.inner.changes_below(ino)
+    }
+
+    fn may_keep(&self, ino: Ino) -> bool {
+        ino < OURS && self.inner.may_keep(ino)
+    }
+
+    fn on_change(&self, tell: Tell) {
+        self.inner.on_change(tell);
     }
 
     fn may_cache_name(&self, parent: Ino, name: &[u8]) -> bool {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -69,6 +70,12 @@ pub trait ImageFile: Send + Sync {
 
     /// Identity of the file, to find loops: device and inode.
     fn identity(&self) -> (u64, u64);
+
+    /// Space the file takes, and what its filesystem has left for it.
+    #[allow(clippy::missing_errors_doc, reason = "see length")]
+    fn host_space(&self) -> io::Result<HostSpace> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Writing back begins when so many bytes in a row were written into new space.
@@ -101,6 +108,7 @@ impl HostFile {
         };
         let claim = options(false).map_err(|e| io_error(path, "cannot open", e))?;
         lock(&claim, path, write)?;
+        refuse_disk(&claim, path)?;
         let file = options(write).map_err(|e| io_error(path, "cannot open", e))?;
         Self::same(path, Some(claim), file)
     }
@@ -144,18 +152,6 @@ impl HostFile {
     /// What the system says.
     pub fn is_linked(&self) -> io::Result<bool> {
         Ok(self.file.metadata()?.nlink() > 0)
-    }
-
-    /// Space the file takes, and what its filesystem has left for it.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn host_space(&self) -> io::Result<HostSpace> {
-        let filesystem = nix::sys::statvfs::fstatvfs(&self.file)?;
-        Ok(HostSpace {
-            taken_bytes: self.file.metadata()?.blocks() * 512,
-            free_bytes: filesystem.blocks_available().saturating_mul(filesystem.fragment_size()),
-        })
     }
 
     fn allocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> nix::Result<()> {
@@ -217,11 +213,28 @@ fn lock(claim: &File, path: &Path, write: bool) -> Result<()> {
     }
 }
 
+/// Refuses a file of a QRVSA filesystem that serves as a disk: locks do not reach below its mount.
+fn refuse_disk(file: &File, path: &Path) -> Result<()> {
+    let mut user = [0; 256];
+    // SAFETY: the name ends with a NUL; the buffer is writable for as many bytes as are told.
+    let length = unsafe {
+        libc::fgetxattr(file.as_raw_fd(), c"user.qrvsa.in_use".as_ptr(), user.as_mut_ptr().cast(), user.len())
+    };
+    match usize::try_from(length).ok().and_then(|length| user.get(..length)) {
+        Some(user) => crate::fail!(Busy, "{} is in use by {}", path.display(), String::from_utf8_lossy(user)),
+        // nobody, or a filesystem that has no such thing
+        None => Ok(()),
+    }
+}
+
 /// The crate's error for a system error on an image.
 pub fn io_error(path: &Path, what: &str, error: io::Error) -> Error {
     let path = path.display();
     match error.raw_os_error() {
         Some(libc::ENOENT) => Error::new(ErrorKind::NotFound, format!("{path} does not exist")),
+        Some(libc::ETXTBSY) => {
+            Error::new(ErrorKind::Busy, format!("{path} is in use as a disk; `qrvsa target list` shows the targets"))
+        }
         Some(libc::EEXIST) => Error::new(ErrorKind::Exists, format!("{path} exists already")),
         Some(libc::ENOSPC | libc::EDQUOT) => {
             let what = format!("{what} {path}: the filesystem that holds it is full");
@@ -327,5 +340,38 @@ impl ImageFile for HostFile {
 
     fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    fn host_space(&self) -> io::Result<HostSpace> {
+        let filesystem = nix::sys::statvfs::fstatvfs(&self.file)?;
+        Ok(HostSpace {
+            taken_bytes: self.file.metadata()?.blocks() * 512,
+            free_bytes: filesystem.blocks_available().saturating_mul(filesystem.fragment_size()),
+        })
+    }
+}
+
+/// Where an image and its parents are looked for.
+pub trait Files {
+    /// Device and inode of what is at a path; `None` if nothing is. Takes no lock.
+    fn identity(&self, path: &Path) -> Option<(u64, u64)>;
+
+    /// Opens a file that exists, locked: shared for reading, exclusively for writing.
+    ///
+    /// # Errors
+    /// As for [`HostFile::open`].
+    fn open(&self, path: &Path, write: bool) -> Result<Arc<dyn ImageFile>>;
+}
+
+/// The files of this machine.
+pub struct HostFiles;
+
+impl Files for HostFiles {
+    fn identity(&self, path: &Path) -> Option<(u64, u64)> {
+        std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> Result<Arc<dyn ImageFile>> {
+        Ok(Arc::new(HostFile::open(path, write)?))
     }
 }

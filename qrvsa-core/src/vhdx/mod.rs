@@ -38,7 +38,7 @@ pub use create::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_DIFFERENCING, CreateOptions, create, create_differencing, create_in, locator_to,
 };
 pub use device::{VhdxDevice, is_vhdx, open_any, open_device};
-pub use file::{HostFile, ImageFile, io_error};
+pub use file::{Files, HostFile, HostFiles, ImageFile, io_error};
 pub use image::Image;
 pub use map::MapExtent;
 pub use merge::{Merged, merge, merge_image};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::file::{HostFile, ImageFile, io_error};
+use super::file::{Files, HostFiles, ImageFile, io_error};
 use super::format::{
     FileIdentifier, HEADER_BYTES, HEADER_OFFSETS, HEADER_SECTION_BYTES, Header, METADATA_TABLE_BYTES, Metadata,
     ParentLocator, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS, RawHeader, RawMetadataTable, RawRegionTable, RegionTable,
@@ -35,7 +35,15 @@ impl Image {
     /// [`ErrorKind::Corrupt`] if it is damaged, is no VHDX file, or a parent was changed; [`ErrorKind::Unsupported`] for
     /// what this program does not know; [`ErrorKind::Io`].
     pub fn open(path: &Path, write: bool) -> Result<Arc<Image>> {
-        open_chain(path, write, &Environment::system(), &mut Vec::new())
+        Self::open_in(&HostFiles, path, write)
+    }
+
+    /// Opens an image and its parents, as [`Image::open`] does, among these files.
+    ///
+    /// # Errors
+    /// As for [`Image::open`].
+    pub fn open_in(files: &dyn Files, path: &Path, write: bool) -> Result<Arc<Image>> {
+        open_chain(files, path, write, &Environment::system(), &mut Vec::new())
     }
 
     /// Opens an image in any file; `find_parent` gets the locator of a differencing one.
@@ -228,20 +236,23 @@ fn check_parent(
 }
 
 /// Opens an image and its parents; `seen` holds the files of the children.
-fn open_chain(path: &Path, write: bool, env: &Environment, seen: &mut Vec<(u64, u64)>) -> Result<Arc<Image>> {
+fn open_chain(
+    files: &dyn Files,
+    path: &Path,
+    write: bool,
+    env: &Environment,
+    seen: &mut Vec<(u64, u64)>,
+) -> Result<Arc<Image>> {
     if seen.len() >= CHAIN_MAX {
         crate::fail!(Unsupported, "{}: its chain of parents is longer than {CHAIN_MAX}", path.display());
     }
     // Before the lock is asked for: a child that is its own parent holds it.
-    if let Ok(metadata) = std::fs::metadata(path) {
-        use std::os::unix::fs::MetadataExt;
-        if seen.contains(&(metadata.dev(), metadata.ino())) {
-            crate::fail!(Corrupt, "{} is among its own parents", path.display());
-        }
+    if files.identity(path).is_some_and(|identity| seen.contains(&identity)) {
+        crate::fail!(Corrupt, "{} is among its own parents", path.display());
     }
-    let file: Arc<dyn ImageFile> = Arc::new(HostFile::open(path, write)?);
+    let file = files.open(path, write)?;
     seen.push(file.identity());
-    let opened = Image::load(file, write, env, |locator| find_parent(path, locator, env, seen));
+    let opened = Image::load(file, write, env, |locator| find_parent(files, path, locator, env, seen));
     seen.pop();
     opened
 }
@@ -273,6 +284,7 @@ pub fn parent_candidates(child: &Path, locator: &ParentLocator) -> Vec<PathBuf> 
 }
 
 fn find_parent(
+    files: &dyn Files,
     child: &Path,
     locator: &ParentLocator,
     env: &Environment,
@@ -280,7 +292,7 @@ fn find_parent(
 ) -> Result<Arc<Image>> {
     let mut first_error = None;
     for place in parent_candidates(child, locator) {
-        match open_chain(&place, false, env, seen) {
+        match open_chain(files, &place, false, env, seen) {
             Ok(parent) => {
                 let guid = parent.data_write_guid();
                 if guid == locator.linkage() || Some(guid) == locator.linkage2() {
@@ -293,7 +305,7 @@ fn find_parent(
                 );
                 first_error.get_or_insert(Error::new(ErrorKind::Corrupt, what));
             }
-            Err(e) if e.kind() == ErrorKind::NotFound && !place.exists() => {}
+            Err(e) if e.kind() == ErrorKind::NotFound && files.identity(&place).is_none() => {}
             Err(e) => {
                 let what = format!("{}: its parent cannot be opened: {e}", child.display());
                 first_error.get_or_insert(Error::new(e.kind(), what));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::file::ImageFile;
 use super::format::log::{Change, SECTOR};
+use crate::device::HostSpace;
 
 /// A file seen through the changes of its log. Read-only. Memory: no more than the log.
 pub struct ReplayedFile {
@@ -118,5 +119,9 @@ impl ImageFile for ReplayedFile {
 
     fn identity(&self) -> (u64, u64) {
         self.base.identity()
+    }
+
+    fn host_space(&self) -> io::Result<HostSpace> {
+        self.base.host_space()
     }
 }

@@ -8,6 +8,7 @@ mod support;
 mod attributes;
 mod contents;
 mod directories;
+mod disks;
 mod locks;
 mod mounting;
 mod names;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use qrvsa_core::fs::claims::Tell;
 use qrvsa_core::fs::ops::*;
 use qrvsa_core::{Error, ErrorKind, Result};
 
@@ -162,6 +163,14 @@ pub struct MemFs {
     pub io_flusher: AtomicU64,
     /// Error number that the next flushes report, 0 for none.
     pub flush_errno: AtomicU64,
+    /// Opens that may write.
+    pub writers: AtomicU64,
+    /// The file that serves as a disk now, 0 for none.
+    pub disk: AtomicU64,
+    /// The file that was the last one to.
+    pub last_disk: AtomicU64,
+    /// How the mount is told of changes.
+    pub tell: Mutex<Option<Tell>>,
 }
 
 fn now_ns() -> i64 {
@@ -314,6 +323,10 @@ impl MemFs {
             space: AtomicU64::new(u64::MAX),
             write_delay_ms: AtomicU64::new(0),
             flush_errno: AtomicU64::new(0),
+            writers: AtomicU64::new(0),
+            disk: AtomicU64::new(0),
+            last_disk: AtomicU64::new(0),
+            tell: Mutex::new(None),
             io_flusher: AtomicU64::new(0),
         }
     }
@@ -556,6 +569,34 @@ impl Operations for MemFs {
         }
         inode.opens += 1;
         Ok(())
+    }
+
+    fn begin_writing(&self, ino: Ino) -> Result<()> {
+        if self.changes_below(ino) {
+            return Err(error(Errno::ETXTBSY));
+        }
+        self.writers.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn end_writing(&self, _: Ino) {
+        self.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn may_cache(&self, ino: Ino) -> bool {
+        !self.changes_below(ino)
+    }
+
+    fn changes_below(&self, ino: Ino) -> bool {
+        self.disk.load(Ordering::SeqCst) == ino
+    }
+
+    fn may_keep(&self, ino: Ino) -> bool {
+        self.last_disk.load(Ordering::SeqCst) != ino
+    }
+
+    fn on_change(&self, tell: Tell) {
+        *self.tell.lock().unwrap() = Some(tell);
     }
 
     fn release(&self, ino: Ino) {

@@ -137,10 +137,10 @@ pub struct Source {
     /// A volume of a pool.
     #[arg(long, value_name = "POOL/VOL")]
     pub volume: Option<FsName>,
-    /// A plain file or a block device.
+    /// A plain file or a block device; the file may lie in a mounted pool.
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
-    /// A VHDX file.
+    /// A VHDX file; it and its parents may lie in a mounted pool.
     #[arg(long, value_name = "PATH")]
     pub vhdx: Option<PathBuf>,
     /// Nothing, of this size: to measure everything but storage.

@@ -17,6 +17,7 @@ use qrvsa_api::{
 };
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::Operations;
+use qrvsa_core::vhdx::ImageFile;
 use qrvsa_core::volume::Volume;
 
 /// What an engine is told at its start.
@@ -63,6 +64,17 @@ pub struct CheckProgress {
     pub total_bytes: u64,
     /// Problems found so far.
     pub problems: u64,
+}
+
+/// What identifies a file of a filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Different for every file there ever was, in any pool.
+    pub id: String,
+    /// The filesystem, by a number that no other one has, and the inode.
+    pub identity: (u64, u64),
+    /// Path from the root of the filesystem, as far as known.
+    pub path: Option<PathBuf>,
 }
 
 /// The storage engine.
@@ -124,6 +136,16 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The operations of a filesystem. Several handles of one filesystem are the same filesystem.
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>>;
+
+    /// What identifies a regular file of a filesystem. `Posix(ENOENT)` when there is none with this number.
+    fn file_facts(&self, fs: &FsName, ino: u64) -> Result<FileFacts>;
+
+    /// Claims a regular file as a disk, below the front end, and opens it; `user` says in a few words who does, `path` what the
+    /// file is called. `Busy` when it is in use.
+    fn open_file(&self, fs: &FsName, ino: u64, write: bool, user: &str, path: &Path) -> Result<Arc<dyn ImageFile>>;
+
+    /// Who uses a file of a pool as a disk, or only of this filesystem.
+    fn file_user(&self, pool: &str, fs: Option<&FsName>) -> Option<String>;
 
     /// Makes a volume. `Exists`, `Invalid`; `NoSpace` when the room that a reserved one wants is not there.
     fn volume_create(&self, pool: &str, request: &CreateVolume) -> Result<()>;

@@ -34,7 +34,11 @@ pub fn lock_file(path: &Path) -> std::result::Result<Option<File>, String> {
 /// Whether a FUSE mount is there whose server is gone.
 #[must_use]
 pub fn is_stale_mount(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|e| is_stale_error(&e))
+    if std::fs::symlink_metadata(path).is_err_and(|e| is_stale_error(&e)) {
+        return true;
+    }
+    // For a while the kernel answers from its cache what somebody has asked the server before. This it never does.
+    MountTable::read().device(path).is_some() && matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN))
 }
 
 /// Whether the error is what the kernel answers for a FUSE mount whose server is gone.
@@ -74,7 +78,7 @@ fn mountpoints(table: &[u8]) -> impl Iterator<Item = PathBuf> {
         .map(|field| PathBuf::from(OsString::from_vec(unescape_octal(field))))
 }
 
-/// Refuses a path whose storage is a file of a QRVSA mount, itself or through loop devices, partitions and mappings. The
+/// Refuses storage that is a file of a QRVSA mount, itself or through loop devices, partitions and mappings. The
 /// daemon would wait for itself: it could neither end nor be killed. A path that does not exist is judged by its directory.
 ///
 /// # Errors
@@ -85,11 +89,56 @@ pub fn refuse_own_mounts(path: &Path) -> Result<()> {
         Some(file) => Err(Error::new(
             ErrorKind::Invalid,
             format!(
-                "{} lies in a QRVSA mount, and the daemon would wait for itself; use a volume instead",
+                "{} lies in a QRVSA mount, and the daemon would wait for itself; use other storage",
                 file.display()
             ),
         )),
         None => Ok(()),
+    }
+}
+
+/// What is mounted where.
+#[derive(Debug, Default)]
+pub struct MountTable(Vec<MountEntry>);
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Where it is mounted.
+    pub at: PathBuf,
+    /// The directory of the filesystem that is seen there.
+    pub top: PathBuf,
+    /// Its device number, if it is a QRVSA mount.
+    pub ours: Option<u64>,
+}
+
+impl MountTable {
+    /// The table of this system. Touches no mount.
+    #[must_use]
+    pub fn read() -> MountTable {
+        MountTable::parse(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    fn parse(table: &[u8]) -> MountTable {
+        let path = |field: Option<&[u8]>| Some(PathBuf::from(OsString::from_vec(unescape_octal(field?))));
+        let entry = |line: &[u8]| {
+            let mut fields = line.split(|b| *b == b' ').skip(3);
+            let (top, at) = (path(fields.next())?, path(fields.next())?);
+            Some(MountEntry { at, top, ours: fuse_devices(line).pop() })
+        };
+        MountTable(table.split(|b| *b == b'\n').filter_map(entry).collect())
+    }
+
+    /// What is seen at a mount point.
+    #[must_use]
+    pub fn topmost(&self, at: &Path) -> Option<&MountEntry> {
+        self.0.iter().rfind(|entry| entry.at == at)
+    }
+
+    /// The device number of the QRVSA mount seen at a mount point.
+    #[must_use]
+    pub fn device(&self, at: &Path) -> Option<u64> {
+        self.topmost(at)?.ours
     }
 }
 
@@ -232,6 +281,15 @@ mod tests {
     fn only_qrvsa_mounts_count() {
         let table = b"42 27 0:39 / /mnt/a rw - fuse.qrvsa p rw\n43 27 0:40 / /mnt/b rw shared:1 - fuse.other p rw\n";
         assert_eq!(fuse_devices(table), [nix::sys::stat::makedev(0, 39)]);
+        let table = b"42 27 0:39 / /mnt/a rw - fuse.qrvsa p rw\n44 42 0:39 /sub /mnt/b\\040b rw shared:1 - fuse.qrvsa p rw\n\
+            43 27 0:40 / /mnt/a/c rw - ext4 /dev/x rw\n45 27 0:41 / /mnt/d rw - fuse.qrvsa q rw\n46 45 0:42 / /mnt/d rw - ext4 /dev/y rw\nx\n";
+        let table = MountTable::parse(table);
+        let ours = Some(nix::sys::stat::makedev(0, 39));
+        assert_eq!(table.device(Path::new("/mnt/a")), ours);
+        let bound = table.topmost(Path::new("/mnt/b b")).unwrap();
+        assert_eq!((bound.top.as_path(), bound.ours), (Path::new("/sub"), ours));
+        assert_eq!(table.device(Path::new("/mnt/a/c")), None);
+        assert_eq!(table.device(Path::new("/mnt/d")), None, "something else is mounted on top");
     }
 
     #[test]

@@ -26,6 +26,7 @@ impl Daemon {
     /// Only when the state file cannot be read at all.
     pub fn restore(self: &Arc<Self>, progress: &dyn Fn(&str)) -> Result<(), String> {
         let state = self.state.load()?;
+        self.targets.load()?;
         // Dead mounts of the last run hide the directories; nothing works on them until they are gone.
         for mount in &state.mounts {
             match self.mounter.detach_stale(&mount.mountpoint) {
@@ -80,6 +81,7 @@ impl Daemon {
             Ok(Ok(outcome)) if outcome.imported.contains(&pool.name) => {
                 tracing::info!("pool {} imported", pool.name);
                 self.note_imported(&pool.name);
+                self.targets.hold_files(&pool.name);
                 self.activate_waiting(&pool.name);
                 return;
             }

@@ -48,7 +48,7 @@ pub struct Daemon {
     state_file: Mutex<()>,
     pools: Mutex<BTreeMap<String, KnownPool>>,
     pool_locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    mounts: Mutex<MountTable>,
+    mounts: Arc<Mutex<MountTable>>,
     checks: Checks,
     filling: Filling,
     stopping: AtomicBool,
@@ -72,7 +72,10 @@ impl Daemon {
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, mounter: Arc<dyn Mounter>, config: Config, state: StateDir) -> Arc<Daemon> {
         let state = Arc::new(state);
-        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), config.iscsi_portals.clone());
+        let mounts = Arc::<Mutex<MountTable>>::default();
+        let table = Arc::clone(&mounts);
+        let roots = Box::new(move || table.lock().roots());
+        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), config.iscsi_portals.clone(), roots);
         Arc::new(Daemon {
             targets: Arc::new(targets),
             engine,
@@ -82,7 +85,7 @@ impl Daemon {
             state_file: Mutex::new(()),
             pools: Mutex::default(),
             pool_locks: Mutex::default(),
-            mounts: Mutex::default(),
+            mounts,
             checks: Checks::default(),
             filling: Filling::default(),
             stopping: AtomicBool::new(false),
@@ -350,6 +353,8 @@ impl Daemon {
             tracing::info!("pool {name} imported, {}", status.summary.state);
             self.note_imported(&name);
             answer.imported.push(status.summary);
+            // Units first: nobody has their files open yet. Again with the mounts, which other files may need to be found.
+            self.targets.pool_imported(&name);
             answer.failed.extend(self.activate_waiting(&name));
             self.targets.pool_imported(&name);
         }
@@ -582,6 +587,7 @@ impl Daemon {
             return Err(ApiError::busy(format!("filesystem {name} is mounted on {at}"))
                 .with_hint(format!("`qrvsa umount {at}` first")));
         }
+        self.targets.need_unused_fs(name)?;
         if !force {
             return Err(ApiError::new(
                 ErrorKind::NeedsForce,

@@ -19,6 +19,7 @@ use crate::error::{IntoApi, from_core};
 use crate::host;
 use crate::mounter::{ActiveMount, MountSpec, SessionEnd};
 use crate::state::PersistentMount;
+use crate::targets::places::Root;
 
 /// All mounts by id.
 #[derive(Default)]
@@ -89,6 +90,13 @@ impl MountTable {
     pub fn ids_of_pool(&self, pool: &str) -> Vec<u64> {
         let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && !matches!(e.state, State::Waiting));
         there.map(|(id, _)| *id).collect()
+    }
+
+    /// Where filesystems are mounted, or should be.
+    pub fn roots(&self) -> Vec<Root> {
+        let serves = |e: &Entry| matches!(e.state, State::Mounted(_));
+        let root = |e: &Entry| Root { at: e.mountpoint.clone(), fs: e.source.clone(), serves: serves(e) };
+        self.entries.values().map(root).collect()
     }
 
     /// Where a filesystem is mounted.
@@ -271,16 +279,26 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether a dead mount of ours may be there: one that we know of and do not serve, or that does not answer.
+    fn may_be_stale(&self, path: &Path, error: Option<&std::io::Error>) -> bool {
+        let dead = error.is_some_and(host::is_stale_error);
+        let mounts = self.mounts.lock();
+        mounts.entries.values().any(|e| e.mountpoint == path && (dead || matches!(e.state, State::Waiting)))
+    }
+
     /// A directory that can be mounted on, in its canonical form.
     fn check_mountpoint(&self, path: &Path) -> Result<PathBuf, ApiError> {
         need_absolute(path)?;
         let at = path.display();
         let metadata = match std::fs::metadata(path) {
-            Err(e) if host::is_stale_error(&e) && self.mounts.lock().entries.values().any(|x| x.mountpoint == path) => {
-                self.mounter.detach_stale(path).api()?;
-                std::fs::metadata(path)
+            looked if self.may_be_stale(path, looked.as_ref().err()) => {
+                if self.mounter.detach_stale(path).api()? {
+                    std::fs::metadata(path)
+                } else {
+                    looked
+                }
             }
-            other => other,
+            looked => looked,
         };
         match metadata {
             Ok(metadata) if !metadata.is_dir() => {

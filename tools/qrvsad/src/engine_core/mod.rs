@@ -6,7 +6,9 @@ mod devices;
 mod running;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -21,11 +23,12 @@ use qrvsa_core::engine::{Options, Pool};
 use qrvsa_core::env::Environment;
 use qrvsa_core::fs::ops::Operations;
 use qrvsa_core::pool::space::Geometry;
-use qrvsa_core::share::WithVolumes;
+use qrvsa_core::share::{DiskFile, WithVolumes};
+use qrvsa_core::vhdx::ImageFile;
 use qrvsa_core::volume::{Spec, Volume};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
-use crate::engine::{CheckProgress, Engine, EngineOptions, ImportOutcome, ImportRequest};
+use crate::engine::{CheckProgress, Engine, EngineOptions, FileFacts, ImportOutcome, ImportRequest};
 use running::Running;
 
 /// The engine of the daemon.
@@ -77,6 +80,13 @@ impl CoreEngine {
             None => fail!(NotFound, "pool '{name}' is not imported"),
         }
     }
+}
+
+/// A number for a filesystem that is no device number of this machine's.
+fn filesystem_number(pool: u128, dataset: u64) -> u64 {
+    let [a, b, c, d, e, f, g, h, rest @ ..] = pool.to_le_bytes();
+    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ u64::from_le_bytes(rest);
+    (low ^ dataset.rotate_left(32)) | 1 << 63
 }
 
 impl Engine for CoreEngine {
@@ -270,6 +280,29 @@ impl Engine for CoreEngine {
         let inner = running.filesystem(fs.fs.as_deref().unwrap_or_default())?;
         let dataset = inner.store().clone();
         Ok(Arc::new(WithVolumes::new(inner, dataset, running.pool.clone())))
+    }
+
+    fn file_facts(&self, fs: &FsName, ino: u64) -> Result<FileFacts> {
+        let running = self.pool(&fs.pool)?;
+        let filesystem = running.filesystem(fs.fs.as_deref().unwrap_or_default())?;
+        filesystem.getattr(ino)?;
+        let path = filesystem.path_of(ino);
+        let path = path.map(|path| PathBuf::from(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(&path))));
+        let dataset = filesystem.store().id;
+        let id = format!("{:032x}-{dataset}-{ino}", running.pool.id);
+        Ok(FileFacts { id, identity: (filesystem_number(running.pool.id, dataset), ino), path })
+    }
+
+    fn open_file(&self, fs: &FsName, ino: u64, write: bool, user: &str, path: &Path) -> Result<Arc<dyn ImageFile>> {
+        let running = self.pool(&fs.pool)?;
+        let filesystem = running.filesystem(fs.fs.as_deref().unwrap_or_default())?;
+        let number = filesystem_number(running.pool.id, filesystem.store().id);
+        Ok(Arc::new(DiskFile::open(filesystem, ino, write, user, path.to_owned(), number)?))
+    }
+
+    fn file_user(&self, pool: &str, fs: Option<&FsName>) -> Option<String> {
+        let running = self.pool(pool).ok()?;
+        running.file_user(fs.map(|fs| fs.fs.as_deref().unwrap_or_default())).map(|user| user.to_string())
     }
 
     fn volume_create(&self, pool: &str, request: &CreateVolume) -> Result<()> {

@@ -196,6 +196,15 @@ impl Running {
         Ok(fs)
     }
 
+    /// Who uses a file of the pool as a disk, or only of one filesystem.
+    pub fn file_user(&self, name: Option<&str>) -> Option<Arc<str>> {
+        let open: Vec<_> = {
+            let open = self.filesystems.lock();
+            open.iter().filter(|(of, _)| name.is_none_or(|name| name == *of)).map(|(_, fs)| fs.clone()).collect()
+        };
+        open.iter().find_map(|fs| fs.claimed_by())
+    }
+
     /// Forgets an open filesystem.
     pub fn forget_filesystem(&self, name: &str) {
         self.filesystems.lock().remove(name);

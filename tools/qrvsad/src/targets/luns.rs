@@ -2,20 +2,28 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use qrvsa_api::{AddLun, ApiError, ErrorKind, LunInfo, LunSource};
 use qrvsa_iscsi::backing::{Backing, FileBacking, FileOptions, NullBacking};
 use qrvsa_iscsi::scsi::{ModePage, UnitConfig};
 
+use super::below::{Below, PlainBelow, path_now};
 use super::model::{Lun, Model, TgtStorage};
+use super::places::{Found, Inside, Places, Root};
 use super::{Result, Targets, no_target};
 use crate::error::from_core;
 
 /// The pool that holds the storage.
-pub fn pool_of(source: &LunSource) -> Option<&str> {
-    match source {
+pub fn pool_of(lun: &Lun) -> Option<&str> {
+    match &lun.source {
         LunSource::Volume(name) => Some(&name.pool),
-        _ => None,
+        _ => lun.inside.as_ref().map(|inside| inside.fs.pool.as_str()),
     }
+}
+
+/// A unit in a few words, for whoever finds its storage in use.
+pub fn user_name(iqn: &str, number: u64) -> String {
+    format!("target {iqn} LUN {number}")
 }
 
 /// FNV-1a of 128 bits.
@@ -79,12 +87,45 @@ fn unit_config(lun: &Lun, block_bytes: u32) -> Result<UnitConfig> {
 }
 
 impl Targets {
-    /// Opens storage; its best logical block comes with it.
-    fn open(&self, lun: &Lun) -> Result<(Arc<dyn Backing>, u32)> {
-        const BLOCK: u32 = 512;
-        if let LunSource::File(path) | LunSource::Vhdx(path) = &lun.source {
-            crate::host::refuse_own_mounts(path).map_err(|e| from_core(&e))?;
+    /// Where files are looked for. `own`: a file whose filesystem need not be mounted any more.
+    pub(super) fn places(&self, own: Option<&Inside>) -> Places<'_> {
+        let mut roots = (self.roots)();
+        if let Some(own) = own
+            && !roots.iter().any(|root| root.at == own.root)
+        {
+            roots.push(Root { at: own.root.clone(), fs: own.fs.clone(), serves: false });
         }
+        Places::new(&*self.engine, roots)
+    }
+
+    /// Whether a file lies in one of our own filesystems, and which one it is.
+    fn find_inside(&self, source: &LunSource) -> Result<Option<Inside>> {
+        match source {
+            LunSource::File(path) | LunSource::Vhdx(path) => {
+                // Only where it can be seen: on a directory that a filesystem is still to be mounted on, it is another file.
+                let roots = (self.roots)().into_iter().filter(|root| root.serves).collect();
+                match Places::new(&*self.engine, roots).find(path).map_err(|e| from_core(&e))? {
+                    Found::Inside(file) => Ok(Some(file)),
+                    Found::Outside => Ok(None),
+                    Found::Nothing => Err(ApiError::not_found(format!("{} does not exist", path.display())).with_hint(
+                        "make it first; a sparse file with `truncate`, a VHDX file with `qrvsa vhdx create`",
+                    )),
+                }
+            }
+            LunSource::Volume(_) | LunSource::Null(_) | LunSource::Empty => Ok(None),
+        }
+    }
+
+    /// Opens storage; its best logical block comes with it.
+    fn open(&self, tid: u32, number: u64, lun: &Lun) -> Result<(Arc<dyn Backing>, u32)> {
+        const BLOCK: u32 = 512;
+        let iqn = self.model().targets.get(&tid).map(|target| target.iqn.clone()).unwrap_or_default();
+        let below = Below {
+            places: self.places(lun.inside.as_ref()),
+            own: lun.inside.as_ref().map(|own| (own, path_now(&*self.engine, own))),
+            held: Mutex::new(self.held.lock().remove(&(tid, number))),
+            user: user_name(&iqn, number),
+        };
         match &lun.source {
             LunSource::Volume(name) => {
                 let volume = self.engine.open_volume(name).map_err(|e| from_core(&e))?;
@@ -92,7 +133,14 @@ impl Targets {
                 let backing = super::volume::VolumeBacking::new(name.clone(), volume).map_err(|e| from_core(&e))?;
                 Ok((Arc::new(backing), block_bytes))
             }
+            LunSource::File(_) if let Some(own) = &lun.inside => {
+                let (read_only, thin) = (lun.options.read_only, lun.options.thin.unwrap_or(false));
+                let file = below.open_own(own, !read_only).map_err(|e| from_core(&e))?;
+                let backing = PlainBelow::new(file, read_only, thin).map_err(|e| from_core(&e))?;
+                Ok((Arc::new(backing), BLOCK))
+            }
             LunSource::File(path) => {
+                crate::host::refuse_own_mounts(path).map_err(|e| from_core(&e))?;
                 let options = FileOptions {
                     read_only: lun.options.read_only,
                     direct: false,
@@ -104,7 +152,9 @@ impl Targets {
                 Ok((Arc::new(backing), BLOCK))
             }
             LunSource::Vhdx(path) => {
-                let backing = super::vhdx::VhdxBacking::open(path, lun.options.read_only).map_err(|e| from_core(&e))?;
+                let path = below.own.as_ref().map_or_else(|| path.clone(), |(_, path)| path.clone());
+                let backing = super::vhdx::VhdxBacking::open(&below, &path, lun.options.read_only);
+                let backing = backing.map_err(|e| from_core(&e))?;
                 let block_bytes = backing.block_bytes();
                 Ok((Arc::new(backing), block_bytes))
             }
@@ -114,11 +164,11 @@ impl Targets {
     }
 
     fn add_unit(&self, tid: u32, number: u64, lun: &Lun) -> Result<()> {
-        let (backing, block_bytes) = self.open(lun)?;
+        let (backing, block_bytes) = self.open(tid, number, lun)?;
         let config = unit_config(lun, block_bytes)?;
         let running = self.running.read().get(&tid).cloned();
         let running = running.ok_or_else(|| no_target(&tid.to_string()))?;
-        running.keep.assign(number, pool_of(&lun.source));
+        running.keep.assign(number, pool_of(lun));
         running.units.add_unit(number, config, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
         if lun.source == LunSource::Empty {
             let _ = running.units.eject_medium(number, true);
@@ -169,7 +219,8 @@ impl Targets {
         {
             return Err(ApiError::invalid("the size of a null LUN has to be from 1 block to 4 EiB"));
         }
-        let mut lun = Lun { source: request.source.clone(), options: request.options.clone(), tgt };
+        let inside = self.find_inside(&request.source)?;
+        let mut lun = Lun { source: request.source.clone(), options: request.options.clone(), tgt, inside };
         self.name_unit(&mut lun, &target.iqn, number);
         let iqn = target.iqn.clone();
         // The unit first: storage that cannot be opened changes nothing.
@@ -248,13 +299,16 @@ impl Targets {
             .ok_or_else(|| ApiError::not_found(format!("target {} has no LUN {number}", target.iqn)))?;
         let mut new = old.clone();
         edit(&mut new)?;
+        if new.source != old.source {
+            new.inside = self.find_inside(&new.source)?;
+        }
         let units = self.units(tid).ok_or_else(|| no_target(&target.iqn))?;
         let live = !self.running.read().get(&tid).is_some_and(|running| running.unavailable.contains_key(&number));
         if live {
             let block_bytes = units.units().iter().find(|(n, _)| *n == number).map_or(512, |(_, c)| c.block_bytes);
             let config = unit_config(&new, block_bytes)?;
             if new.source != old.source {
-                let (backing, _) = self.open(&new)?;
+                let (backing, _) = self.open(tid, number, &new)?;
                 units.load_medium(number, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
             }
             units.update_unit(number, config).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;

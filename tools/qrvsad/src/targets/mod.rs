@@ -8,6 +8,8 @@
 //!  access    access lists, users, sessions
 //!  volume    a pool volume as storage
 //!  vhdx      a VHDX file as storage
+//!  places    which file of our own filesystems a path leads to
+//!  below     such a file as storage
 //!  tgt       tgt's management protocol: requests, and the text of its answers
 //! ```
 //!
@@ -17,9 +19,11 @@
 //! tried again when a pool is imported.
 
 mod access;
+mod below;
 mod keep;
 mod luns;
 pub mod model;
+pub mod places;
 mod report;
 pub mod tgt;
 mod vhdx;
@@ -32,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use qrvsa_api::{ApiError, CreateTarget, ErrorKind, TargetInfo, UpdateTarget};
+use qrvsa_api::{ApiError, CreateTarget, ErrorKind, LunSource, TargetInfo, UpdateTarget};
 use qrvsa_iscsi::config::{
     Account, AclRule, DiscoveryConfig, IscsiName, Limits, PortalAddress, Redirect, Secret, TargetConfig, TargetState,
     Users,
@@ -62,7 +66,16 @@ pub struct Targets {
     changing: Mutex<()>,
     running: RwLock<BTreeMap<u32, Running>>,
     portal_errors: Mutex<BTreeMap<SocketAddr, String>>,
+    /// Where filesystems are mounted, or will be.
+    roots: Roots,
+    /// What the file remembered, from the start of the daemon until the targets serve.
+    remembered: Mutex<Option<Model>>,
+    /// Files of units that do not serve yet, claimed before somebody can open them through a mount.
+    held: Mutex<BTreeMap<(u32, u64), below::Held>>,
 }
+
+/// Tells where filesystems are mounted, or will be.
+pub type Roots = Box<dyn Fn() -> Vec<places::Root> + Send + Sync>;
 
 /// The serving side of a target.
 #[derive(Clone)]
@@ -114,7 +127,7 @@ pub(crate) fn iscsi_name(text: &str) -> Result<IscsiName> {
 impl Targets {
     /// No targets yet; see [`Targets::restore`].
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, defaults: Vec<SocketAddr>) -> Targets {
+    pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, defaults: Vec<SocketAddr>, roots: Roots) -> Targets {
         Targets {
             engine,
             state,
@@ -124,6 +137,9 @@ impl Targets {
             changing: Mutex::default(),
             running: RwLock::default(),
             portal_errors: Mutex::default(),
+            roots,
+            remembered: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 
@@ -136,13 +152,42 @@ impl Targets {
         self.running.read().get(&tid).map(|running| Arc::clone(&running.units))
     }
 
+    /// Reads what is remembered, so that [`Targets::hold_files`] knows of it.
+    ///
+    /// # Errors
+    /// Only when the file cannot be read at all.
+    pub fn load(&self) -> std::result::Result<(), String> {
+        *self.remembered.lock() = Some(Model::load(&self.state)?);
+        Ok(())
+    }
+
+    /// Claims the files of a pool that units stand on, before its filesystems are mounted. What fails, fails again when the
+    /// unit is started, and is told then.
+    pub fn hold_files(&self, pool: &str) {
+        let remembered = self.remembered.lock();
+        for (tid, target) in remembered.iter().flat_map(|model| &model.targets) {
+            for (number, lun) in &target.luns {
+                if let Some(inside) = lun.inside.as_ref().filter(|inside| inside.fs.pool == pool)
+                    && let user = luns::user_name(&target.iqn, *number)
+                    && let Ok(file) = below::open(&self.places(None), inside, !lun.options.read_only, &user)
+                {
+                    self.held.lock().insert((*tid, *number), file);
+                }
+            }
+        }
+    }
+
     /// Brings the targets of the last run back. What fails is logged and shown with its reason.
     ///
     /// # Errors
     /// Only when the file cannot be read at all.
     pub fn restore(&self) -> std::result::Result<(), String> {
         let _changing = self.changing.lock();
-        let model = Arc::new(Model::load(&self.state)?);
+        let remembered = self.remembered.lock().take();
+        let model = Arc::new(match remembered {
+            Some(model) => model,
+            None => Model::load(&self.state)?,
+        });
         if let Err(e) = self.apply(&model, false) {
             tracing::error!("iSCSI: {e}");
         }
@@ -152,10 +197,11 @@ impl Targets {
                 self.start_lun(&model, *tid, *number);
             }
         }
+        self.held.lock().clear();
         Ok(())
     }
 
-    /// Tries units again that are unavailable, after a pool was imported.
+    /// Tries units again that are unavailable, after a pool was imported: those in it, and files, whose parents may lie in it.
     pub fn pool_imported(&self, pool: &str) {
         let _changing = self.changing.lock();
         let model = self.model();
@@ -167,7 +213,7 @@ impl Targets {
             .collect();
         for (tid, number) in waiting {
             let lun = model.targets.get(&tid).and_then(|target| target.luns.get(&number));
-            if lun.is_some_and(|lun| luns::pool_of(&lun.source).is_none_or(|of| of == pool)) {
+            if lun.is_some_and(|lun| !matches!(&lun.source, LunSource::Volume(name) if name.pool != pool)) {
                 self.start_lun(&model, tid, number);
             }
         }
@@ -178,8 +224,24 @@ impl Targets {
     /// # Errors
     /// `Busy`, naming the unit.
     pub fn need_unused_pool(&self, pool: &str) -> Result<()> {
-        match self.model().user_of(|source| luns::pool_of(source) == Some(pool)) {
-            Some(user) => Err(ApiError::busy(format!("pool {pool} holds the storage of target {user}"))
+        let user = self.model().user_of(|lun| luns::pool_of(lun) == Some(pool)).map(|user| format!("target {user}"));
+        // files that are nobody's own storage too: parents
+        match user.or_else(|| self.engine.file_user(pool, None)) {
+            Some(user) => Err(ApiError::busy(format!("pool {pool} holds the storage of {user}"))
+                .with_hint("remove that LUN first with `qrvsa target lun remove`")),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Targets::need_unused_pool`], for one filesystem.
+    ///
+    /// # Errors
+    /// `Busy`, naming the unit.
+    pub fn need_unused_fs(&self, fs: &qrvsa_api::names::FsName) -> Result<()> {
+        let inside = |lun: &model::Lun| lun.inside.as_ref().is_some_and(|inside| inside.fs == *fs);
+        let user = self.model().user_of(inside).map(|user| format!("target {user}"));
+        match user.or_else(|| self.engine.file_user(&fs.pool, Some(fs))) {
+            Some(user) => Err(ApiError::busy(format!("filesystem {fs} holds the storage of {user}"))
                 .with_hint("remove that LUN first with `qrvsa target lun remove`")),
             None => Ok(()),
         }
@@ -190,7 +252,7 @@ impl Targets {
     /// # Errors
     /// `Busy`, naming the unit.
     pub fn need_unused_volume(&self, volume: &qrvsa_api::names::FsName) -> Result<()> {
-        match self.model().user_of(|source| matches!(source, qrvsa_api::LunSource::Volume(name) if name == volume)) {
+        match self.model().user_of(|lun| matches!(&lun.source, LunSource::Volume(name) if name == volume)) {
             Some(user) => Err(ApiError::busy(format!("volume {volume} is the storage of target {user}"))
                 .with_hint("remove that LUN first with `qrvsa target lun remove`")),
             None => Ok(()),
@@ -201,7 +263,7 @@ impl Targets {
     pub fn volume_resized(&self, volume: &qrvsa_api::names::FsName) {
         for (tid, target) in &self.model().targets {
             for (number, lun) in &target.luns {
-                if matches!(&lun.source, qrvsa_api::LunSource::Volume(name) if name == volume)
+                if matches!(&lun.source, LunSource::Volume(name) if name == volume)
                     && let Some(units) = self.units(*tid)
                 {
                     units.resize_notice(*number);
@@ -210,7 +272,8 @@ impl Targets {
         }
     }
 
-    /// Ends all service: initiators are asked to log out, everything acknowledged is made durable. What is remembered stays.
+    /// Ends all service: initiators are asked to log out, everything acknowledged is made durable, storage is closed. What is
+    /// remembered stays.
     pub fn stop(&self) {
         let _changing = self.changing.lock();
         self.service.shutdown(if self.running.read().is_empty() { Duration::ZERO } else { LOGOUT_PATIENCE });
@@ -218,6 +281,11 @@ impl Targets {
             if let Err(e) = running.units.flush_all() {
                 tracing::error!("target {tid}: {e}");
             }
+        }
+        // Files inside pools have to be closed before those are exported.
+        let ended = std::mem::take(&mut *self.running.write());
+        for running in ended.values() {
+            let _ = self.service.remove_target(running.units.name(), true);
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use qrvsa_api::{AclRule, LunOptions, LunSource};
 use serde::{Deserialize, Serialize};
 
+use super::places::Inside;
 use crate::state::StateDir;
 
 const FILE: &str = "targets.json";
@@ -99,6 +100,9 @@ pub struct Lun {
     /// What tgt's programs said about its storage.
     #[serde(default)]
     pub tgt: TgtStorage,
+    /// The file, when it lies in a filesystem of a pool of ours: opened below FUSE, mounted or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<Inside>,
 }
 
 /// Words of tgt that are shown again, and do nothing here.
@@ -195,9 +199,9 @@ impl Model {
 
     /// The first LUN that uses something, as `IQN LUN n`.
     #[must_use]
-    pub fn user_of(&self, uses: impl Fn(&LunSource) -> bool) -> Option<String> {
+    pub fn user_of(&self, uses: impl Fn(&Lun) -> bool) -> Option<String> {
         self.targets.values().find_map(|target| {
-            target.luns.iter().find(|(_, lun)| uses(&lun.source)).map(|(lun, _)| format!("{} LUN {lun}", target.iqn))
+            target.luns.iter().find(|(_, lun)| uses(lun)).map(|(lun, _)| format!("{} LUN {lun}", target.iqn))
         })
     }
 }
@@ -212,7 +216,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         assert_eq!(Model::load(&state).unwrap(), Model::default());
-        let lun = Lun { source: LunSource::Null(1 << 30), options: LunOptions::default(), tgt: TgtStorage::default() };
+        let lun = Lun {
+            source: LunSource::Null(1 << 30),
+            options: LunOptions::default(),
+            tgt: TgtStorage::default(),
+            inside: None,
+        };
         let target = Target {
             iqn: "iqn.2026-01.test:a".into(),
             incoming: vec!["u".into()],

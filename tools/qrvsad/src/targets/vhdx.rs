@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use qrvsa_core::ErrorKind;
-use qrvsa_core::vhdx::{ExtentKind, Image};
+use qrvsa_core::vhdx::{ExtentKind, Files, Image};
 use qrvsa_iscsi::backing::{Backing, Extent, Failure, FailureKind, Result, Space};
 
 /// Allocations become durable after that long, flush or not.
@@ -22,16 +22,21 @@ pub struct VhdxBacking {
 }
 
 impl VhdxBacking {
-    /// Opens an image and its parents.
+    /// Opens an image and its parents among these files.
     ///
     /// # Errors
-    /// As [`Image::open`].
-    pub fn open(path: &Path, read_only: bool) -> qrvsa_core::Result<VhdxBacking> {
-        Self::open_committing(path, read_only, COMMIT_AFTER)
+    /// As [`Image::open_in`].
+    pub fn open(files: &dyn Files, path: &Path, read_only: bool) -> qrvsa_core::Result<VhdxBacking> {
+        Self::open_committing(files, path, read_only, COMMIT_AFTER)
     }
 
-    fn open_committing(path: &Path, read_only: bool, after: Duration) -> qrvsa_core::Result<VhdxBacking> {
-        let image = Image::open(path, !read_only)?;
+    fn open_committing(
+        files: &dyn Files,
+        path: &Path,
+        read_only: bool,
+        after: Duration,
+    ) -> qrvsa_core::Result<VhdxBacking> {
+        let image = Image::open_in(files, path, !read_only)?;
         let mut committer = None;
         if !read_only {
             let (stop, stopped) = mpsc::channel();
@@ -149,8 +154,7 @@ impl Backing for VhdxBacking {
     }
 
     fn space(&self) -> Space {
-        let available_bytes = nix::sys::statvfs::statvfs(self.path.as_path())
-            .map_or(0, |fs| fs.blocks_available().saturating_mul(fs.fragment_size()));
+        let available_bytes = self.image.file().host_space().map_or(0, |space| space.free_bytes);
         Space { allocated_bytes: self.image.file_length(), available_bytes }
     }
 }
@@ -160,14 +164,14 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use qrvsa_core::vhdx::{CreateOptions, create};
+    use qrvsa_core::vhdx::{CreateOptions, HostFiles, create};
 
     #[test]
     fn a_write_that_nobody_flushes_becomes_durable() {
         let dir = tempfile::tempdir().unwrap();
         let (path, copy) = (dir.path().join("a.vhdx"), dir.path().join("copy.vhdx"));
         create(&path, &CreateOptions { block_size: 1 << 20, ..CreateOptions::dynamic(8 << 20) }).unwrap();
-        let backing = VhdxBacking::open_committing(&path, false, Duration::from_millis(20)).unwrap();
+        let backing = VhdxBacking::open_committing(&HostFiles, &path, false, Duration::from_millis(20)).unwrap();
         backing.write(3 << 20, &[0x5a; 4096], false).unwrap();
         // What a crash would leave: the file as it is, the image still open.
         let survives = || {

@@ -16,9 +16,10 @@ use parking_lot::{Condvar, Mutex};
 use qrvsa_api::names::FsName;
 use qrvsa_api::*;
 use qrvsa_core::fs::ops::*;
+use qrvsa_core::vhdx::ImageFile;
 use qrvsa_core::{Error, ErrorKind as Core, Result};
 use qrvsad::config::Config;
-use qrvsad::engine::{CheckProgress, Engine, ImportOutcome, ImportRequest};
+use qrvsad::engine::{CheckProgress, Engine, FileFacts, ImportOutcome, ImportRequest};
 use qrvsad::engine_core::CoreEngine;
 use qrvsad::mounter::{ActiveMount, MountSpec, Mounter, OnExit, SessionEnd};
 use qrvsad::run::{Claims, run};
@@ -398,6 +399,18 @@ impl Engine for FakeEngine {
     fn open_fs(&self, fs: &FsName) -> Result<Arc<dyn Operations>> {
         self.0.pool(&fs.pool, |_| Ok(()))?;
         Ok(Arc::new(NoFs))
+    }
+
+    fn file_facts(&self, _: &FsName, _: u64) -> Result<FileFacts> {
+        Err(Error::posix(nix::errno::Errno::ENOENT))
+    }
+
+    fn open_file(&self, _: &FsName, _: u64, _: bool, _: &str, _: &Path) -> Result<Arc<dyn ImageFile>> {
+        Err(Error::posix(nix::errno::Errno::ENOENT))
+    }
+
+    fn file_user(&self, _: &str, _: Option<&FsName>) -> Option<String> {
+        None
     }
 
     fn volume_create(&self, name: &str, request: &CreateVolume) -> Result<()> {
