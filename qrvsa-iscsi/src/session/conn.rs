@@ -64,6 +64,11 @@ struct Early {
 
 /// Rests shorter than this are not worth a read of their own.
 const DIRECT_BYTES_MIN: usize = 16 << 10;
+/// Bytes of PDUs that came before their turn. On one connection that takes an initiator whose numbers have a gap, and nothing
+/// fills it.
+const EARLY_BYTES_MAX: usize = 1 << 20;
+/// Refused commands whose unsolicited data may still be on its way.
+pub(crate) const VOID_MAX: usize = 256;
 /// Immediate commands that may be outstanding.
 pub(crate) const IMMEDIATE_MAX: u32 = 64;
 
@@ -118,7 +123,9 @@ pub(crate) struct Conn {
     /// Since when the initiator has taken nothing of what waits for it.
     blocked_since: Option<Instant>,
     pub(crate) data_out_at: Instant,
+    /// Pings without an answer, and when the last of them was sent.
     pings: u32,
+    pinged_at: Option<Instant>,
     over: bool,
 }
 
@@ -173,7 +180,7 @@ pub(crate) fn run(mut conn: Box<Conn>) {
 
 impl Conn {
     pub(crate) fn new(start: Start) -> Box<Conn> {
-        let now = Instant::now();
+        let now = start.service.clock.now();
         let rules = Rules {
             header_digest: start.agreed.header_digest,
             data_digest: start.agreed.data_digest,
@@ -224,6 +231,7 @@ impl Conn {
             blocked_since: None,
             data_out_at: now,
             pings: 0,
+            pinged_at: None,
             over: false,
         })
     }
@@ -380,6 +388,10 @@ impl Conn {
             return Ok(());
         }
         if number != self.exp_cmd_sn {
+            let held: usize = self.early.values().map(|e| BHS_BYTES + e.ahs.len() + e.data.len()).sum();
+            if held + pdu.ahs.len() + pdu.data.len() > EARLY_BYTES_MAX {
+                return close(format!("too much came ahead of CmdSN {}", self.exp_cmd_sn));
+            }
             self.early.entry(number).or_insert_with(|| Early { bhs, ahs: pdu.ahs.to_vec(), data: pdu.data.to_vec() });
             return Ok(());
         }
@@ -445,10 +457,11 @@ impl Conn {
             Event::Done(done) => self.done(*done),
             Event::TasksEnded => self.purge(),
             Event::TaskFinished => {}
+            Event::ClockMoved => self.now = self.service.clock.now(),
             Event::MemoryFree => self.feed_starved(),
             Event::AskLogout(seconds) => {
                 self.async_message([0; 8], 1, [0, 0, seconds], &[]);
-                self.logout_by = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
+                self.logout_by = Some(self.service.clock.now() + Duration::from_secs(u64::from(seconds)));
             }
             Event::AboutLun(lun, sense) => {
                 let mut data = u16::try_from(sense.len()).unwrap_or(0).to_be_bytes().to_vec();
@@ -516,12 +529,13 @@ impl Conn {
             None => &mut [],
         };
         let received = self.rx.receive(&self.socket, target);
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
         match received {
             Ok(Got::Bytes { direct, full }) => {
                 self.more = full;
                 self.received_at = self.now;
                 self.pings = 0;
+                self.pinged_at = None;
                 if let Some(rest) = &mut self.direct {
                     rest.at += direct;
                     rest.remaining -= direct;
@@ -564,7 +578,7 @@ impl Conn {
         let polled = poll(&mut fds, timeout);
         let [socket, mailbox] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         self.mailbox.awake(!mailbox.is_empty());
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
         if socket.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) && !reading {
             return close("the connection broke");
         }
@@ -590,10 +604,15 @@ impl Conn {
         }
     }
 
+    /// When the next ping is due. Each has its time to be answered, also when this process stood still meanwhile.
+    fn ping_at(&self, interval: Duration) -> Instant {
+        self.pinged_at.unwrap_or(self.received_at) + interval
+    }
+
     fn next_timer(&self) -> Option<Instant> {
         let stall = self.service.limits.stall_timeout;
         let (interval, _) = self.nop_times();
-        let ping = (!interval.is_zero()).then(|| self.received_at + interval.saturating_mul(self.pings + 1));
+        let ping = (!interval.is_zero()).then(|| self.ping_at(interval));
         let sending = self.blocked_since.map(|since| since + stall);
         let data = (!self.receiving.is_empty()).then(|| self.data_out_at + stall);
         [ping, sending, data, self.logout_by].into_iter().flatten().min()
@@ -616,11 +635,12 @@ impl Conn {
             self.logout_by = None;
         }
         let (interval, count) = self.nop_times();
-        if !interval.is_zero() && self.received_at + interval.saturating_mul(self.pings + 1) <= self.now {
+        if !interval.is_zero() && self.ping_at(interval) <= self.now {
             if self.pings >= count {
                 return close(format!("no answer to {count} pings"));
             }
             self.pings += 1;
+            self.pinged_at = Some(self.now);
             let tag = self.transfer_tag();
             let numbers = self.numbers();
             self.out.push(&build::nop_in(NO_TAG, tag, [0; 8], 0, numbers), Data::None);
@@ -640,7 +660,7 @@ impl Conn {
         if let Some(session) = &self.session {
             session.tasks.lock().insert(head.serial, control);
         }
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
     }
 
     /// Aborts all tasks, waits for those that the device server has in hand, and takes the session out of service, or hands it
