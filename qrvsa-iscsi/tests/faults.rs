@@ -143,7 +143,11 @@ impl World {
             digests: self.pick(4) == 0,
         };
         let mut link = self.connect(host);
-        assert_eq!(World::log_in(&mut link, keys), 0);
+        let status = World::log_in(&mut link, keys);
+        if status != 0 && std::env::var_os("QRVSA_FAULT_HANG").is_some() {
+            std::thread::sleep(Duration::from_secs(100));
+        }
+        assert_eq!(status, 0);
         self.lose(host);
         (self.hosts[host].link, self.hosts[host].keys) = (Some(link), keys);
         self.settle(host);
@@ -371,7 +375,11 @@ impl World {
 
     fn fault(&mut self, host: usize) {
         self.faults += 1;
-        match self.pick(14) {
+        let kind = self.pick(14);
+        if std::env::var_os("QRVSA_FAULT_LOG").is_some() {
+            eprintln!("fault {kind} of host {host}");
+        }
+        match kind {
             // Cut in the middle of a PDU, or between two.
             0 | 1 => {
                 self.begin_some(host);
@@ -582,6 +590,12 @@ fn chosen(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn a_day_of_session_faults_loses_nothing() {
+    if std::env::var_os("QRVSA_FAULT_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+            .with_writer(io::stderr)
+            .init();
+    }
     let (seed, hours) = (chosen("QRVSA_FAULT_SEED", 1), chosen("QRVSA_FAULT_HOURS", 24));
     let mut world = World::new(seed);
     while world.passed < Duration::from_secs(hours * 3600) {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use support::{Bench, Head, Initiator, NONE, READ, WRITE, pattern, read10, until, write10};
+use support::{Bench, Head, Initiator, NONE, READ, TARGET, WRITE, pattern, read10, until, write10};
 
 fn works(i: &mut Initiator) {
     assert_eq!(i.run(READ, 512, &read10(0, 1), &[]).0.status(), 0);
@@ -405,4 +405,20 @@ fn a_process_that_stood_still_gives_its_peers_time_to_answer() {
     }
     bench.service.advance_clock(Duration::from_secs(16));
     assert!(i.closed());
+}
+
+#[test]
+fn a_session_that_is_closed_just_when_its_command_ends_is_over() {
+    let bench = Bench::new();
+    for _ in 0..300 {
+        let mut i = bench.session(&[]);
+        let sid = bench.service.sessions(TARGET).unwrap()[0].sid;
+        i.command(NONE, 0, &[0xc0], &[]);
+        bench.device.until_waiting(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| bench.service.drop_session(TARGET, sid));
+            bench.device.release(1);
+        });
+        bench.until_sessions(0);
+    }
 }

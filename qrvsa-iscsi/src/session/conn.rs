@@ -126,7 +126,8 @@ pub(crate) struct Conn {
     /// Pings without an answer, and when the last of them was sent.
     pings: u32,
     pinged_at: Option<Instant>,
-    over: bool,
+    /// The session goes on with another connection.
+    hand_over: bool,
 }
 
 /// What a connection begins with.
@@ -232,7 +233,7 @@ impl Conn {
             data_out_at: now,
             pings: 0,
             pinged_at: None,
-            over: false,
+            hand_over: false,
         })
     }
 
@@ -272,8 +273,13 @@ impl Conn {
 
     /// Mail, and all PDUs that are complete.
     fn take_in(&mut self) -> Result<()> {
-        for event in self.mailbox.take() {
-            self.event(event)?;
+        let mut events = self.mailbox.take().into_iter();
+        while let Some(event) = events.next() {
+            if let Err(why) = self.event(event) {
+                // Tasks that are finished are not to be waited for.
+                events.for_each(|event| self.last_mail(event));
+                return Err(why);
+            }
         }
         self.catch_up()?;
         let mut rx = std::mem::take(&mut self.rx);
@@ -474,7 +480,7 @@ impl Conn {
             }
             Event::Close(why) => return close(why),
             Event::HandOver => {
-                self.leave("a new connection takes its place", true);
+                self.hand_over = true;
                 return close("a new connection takes its place");
             }
         }
@@ -663,13 +669,21 @@ impl Conn {
         self.now = self.service.clock.now();
     }
 
+    /// An event while the connection ends.
+    fn last_mail(&mut self, event: Event) {
+        match event {
+            Event::Done(done) => {
+                self.running.remove(&done.head.serial);
+            }
+            Event::HandOver => self.hand_over = true,
+            Event::Close(_) | Event::TargetGone => self.hand_over = false,
+            _ => {}
+        }
+    }
+
     /// Aborts all tasks, waits for those that the device server has in hand, and takes the session out of service, or hands it
     /// over to the next connection.
-    fn leave(&mut self, why: &str, hand_over: bool) {
-        if self.over {
-            return;
-        }
-        self.over = true;
+    fn leave(&mut self, why: &str) {
         let Some(session) = self.session.clone() else {
             tracing::debug!("{}: discovery ends: {why}", self.who());
             return;
@@ -679,7 +693,6 @@ impl Conn {
         self.held.clear();
         self.receiving.clear();
         self.direct = None;
-        let mut hand_over = hand_over;
         while !self.running.is_empty() {
             if self.mailbox.may_sleep() {
                 let mut fds = [PollFd::new(self.mailbox.descriptor().as_fd(), PollFlags::POLLIN)];
@@ -687,20 +700,13 @@ impl Conn {
                 self.mailbox.awake(rung);
             }
             for event in self.mailbox.take() {
-                match event {
-                    Event::Done(done) => {
-                        self.running.remove(&done.head.serial);
-                    }
-                    Event::HandOver => hand_over = true,
-                    Event::Close(_) | Event::TargetGone => hand_over = false,
-                    _ => {}
-                }
+                self.last_mail(event);
             }
         }
         session.tasks.lock().clear();
         session.outstanding.store(0, std::sync::atomic::Ordering::Relaxed);
         let target = Arc::clone(&session.target);
-        if hand_over && session.hand_over(self.exp_cmd_sn, self.next_serial) {
+        if self.hand_over && session.hand_over(self.exp_cmd_sn, self.next_serial) {
             tracing::info!("{}: connection {} leaves {}: {why}", self.who(), self.cid, target.name());
         } else {
             tracing::info!("{} has left {}: {why}", self.who(), target.name());
@@ -711,7 +717,7 @@ impl Conn {
 
     fn finish(mut self: Box<Self>, why: &str) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        self.leave(why, false);
+        self.leave(why);
         self.service.connection_closed(&self.mailbox);
     }
 }

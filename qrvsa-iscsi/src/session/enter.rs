@@ -223,8 +223,12 @@ impl Arrival {
                 _ => busy(),
             })?;
             *session.link.lock() = link;
-            // What is mail for the old connection is not for the new one.
-            session.mailbox.take();
+            // What is mail for the old connection is not for the new one, unless it is about the session.
+            for event in session.mailbox.take() {
+                if matches!(event, Event::Close(_) | Event::TargetGone | Event::AskLogout(_)) {
+                    session.mailbox.post(event);
+                }
+            }
             self.service.connection_opened(&session.mailbox);
             return Ok(Begun { session: Some(session), tsih, exp_cmd_sn, serial, depth });
         }
