@@ -143,11 +143,7 @@ impl World {
             digests: self.pick(4) == 0,
         };
         let mut link = self.connect(host);
-        let status = World::log_in(&mut link, keys);
-        if status != 0 && std::env::var_os("QRVSA_FAULT_HANG").is_some() {
-            std::thread::sleep(Duration::from_secs(100));
-        }
-        assert_eq!(status, 0);
+        assert_eq!(World::log_in(&mut link, keys), 0, "a login after {} faults", self.faults);
         self.lose(host);
         (self.hosts[host].link, self.hosts[host].keys) = (Some(link), keys);
         self.settle(host);
@@ -181,7 +177,12 @@ impl World {
 
     /// A command without data-out; `None` when the session ended.
     fn simple(&mut self, host: usize, flags: u8, expected: u32, cdb: &[u8]) -> Option<(Pdu, Vec<u8>)> {
-        let tag = self.hosts[host].link.as_mut()?.command(flags, expected, cdb, &[]);
+        let link = self.hosts[host].link.as_mut()?;
+        let (tag, head) = link.command_head(flags, expected, cdb);
+        let bytes = link.bytes_of(head.word(24, link.cmd_sn), &[], &[]);
+        link.cmd_sn = link.cmd_sn.wrapping_add(1);
+        // Whether anybody listens shows when the answer is read.
+        let _ = link.stream.write_all(&bytes);
         let mut data = Vec::new();
         loop {
             let pdu = self.receive(host)?;
@@ -375,11 +376,7 @@ impl World {
 
     fn fault(&mut self, host: usize) {
         self.faults += 1;
-        let kind = self.pick(14);
-        if std::env::var_os("QRVSA_FAULT_LOG").is_some() {
-            eprintln!("fault {kind} of host {host}");
-        }
-        match kind {
+        match self.pick(14) {
             // Cut in the middle of a PDU, or between two.
             0 | 1 => {
                 self.begin_some(host);
@@ -590,12 +587,6 @@ fn chosen(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn a_day_of_session_faults_loses_nothing() {
-    if std::env::var_os("QRVSA_FAULT_LOG").is_some() {
-        tracing_subscriber::fmt()
-            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
-            .with_writer(io::stderr)
-            .init();
-    }
     let (seed, hours) = (chosen("QRVSA_FAULT_SEED", 1), chosen("QRVSA_FAULT_HOURS", 24));
     let mut world = World::new(seed);
     while world.passed < Duration::from_secs(hours * 3600) {

@@ -112,6 +112,14 @@ def test_kill_9_while_the_pool_changes(t):
     target = iscsi.Target(daemon)
     lun = target.lun("--volume", "tank/v")
     sizes, known, spare = [64], {}, 0
+    # something to rebuild
+    filler = target.initiator().settle(lun)
+    for at in range(0, 56 * 2048, 128):
+        filler.write(lun, at, t.random.randbytes(64 * KIB))
+    filler.sync(lun)
+    for lba in range(0, 16000 * 8, 8 * 500):
+        known[lba] = (filler.read(lun, lba, 8), [])
+    filler.close()
     for turn in range(t.size(6, 24)):
         initiator = target.initiator().settle(lun)
         capacity = initiator.command(lun, [0x9e, 0x10] + [0] * 8 + [0, 0, 0, 32, 0, 0], expect=32)
@@ -146,7 +154,8 @@ def test_kill_9_while_the_pool_changes(t):
                 known.update({at: (versions[-1], []) for at, versions in unsafe.items()})
                 unsafe.clear()
         for lba, versions in unsafe.items():
-            known[lba] = (known.get(lba, (bytes(4096), []))[0], versions)
+            if lba in known:
+                known[lba] = (known[lba][0], versions)
         daemon.kill()
         change.wait(60)
         initiator.close()
