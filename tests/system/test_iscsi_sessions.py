@@ -36,9 +36,10 @@ def test_a_thousand_sessions(t):
     target = iscsi.Target(daemon)
     lun = target.lun("--volume", "tank/v")
     before, descriptors = resident(daemon.pid), len(os.listdir("/proc/%d/fd" % daemon.pid))
-    sessions = []
-    for n in range(SESSIONS):
-        sessions.append(target.initiator("host%d" % n, isid=n + 1))
+    # all of them at once, as after an outage
+    sessions = [target.initiator("host%d" % n, isid=n + 1, login=False) for n in range(SESSIONS)]
+    for session in sessions:
+        session.login(None, None, False)
     t.step("%d sessions", len(sessions))
     same(len(target.sessions()), SESSIONS, "sessions shown")
     for n, session in enumerate(sessions):

@@ -1,4 +1,5 @@
 """LUNs as storage: what was written is there, through restarts, crashes, full pools and resizes."""
+import errno
 import os
 import re
 
@@ -245,6 +246,70 @@ def test_a_full_pool_under_a_thin_lun(t):
             return False
     wait_for(writes, 60, "writes to go on after UNMAP", 0.5)
     same(initiator.read(lun, 0, 128), chunk, "what was written then")
+    initiator.close()
+
+
+@options(seconds=180)
+def test_a_lun_and_files_fill_a_pool_together(t):
+    """A LUN and a filesystem fill one pool side by side: each is told at the write, with its own error, what either was told is
+    written is there, and both go on when files are removed."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=256 * MIB)
+    daemon.cli("volume", "create", "tank/v", "4G")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    pool.mount()
+    initiator = target.initiator().settle(lun)
+    chunk = t.random.randbytes(64 * KIB)
+    written, files, full = 0, [], set()
+    while full != {"lun", "files"}:
+        check(written + len(files) < 32768, "a pool of 512 MiB takes 2 GiB")
+        try:
+            initiator.write(lun, written * 128, b"%08d" % written + chunk[8:])
+            written += 1
+        except iscsi.CheckCondition as e:
+            if e.key != 6:
+                same((e.key, e.asc, e.ascq), (7, 0x27, 7), "sense of a write to a full pool")
+                full.add("lun")
+        path = os.path.join(pool.mountpoint, "f%d" % len(files))
+        try:
+            with open(path, "wb", buffering=0) as f:
+                check(f.write(b"%08d" % len(files) + chunk[8:]) == len(chunk), "a short write")
+                os.fsync(f.fileno())
+            files.append(path)
+        except OSError as e:
+            same(e.errno, errno.ENOSPC, "error of a file in a full pool")
+            full.add("files")
+            if os.path.exists(path):
+                os.unlink(path)
+    t.step("%d chunks in the LUN, %d in files", written, len(files))
+
+    def all_there():
+        for n in range(written):
+            same(initiator.read(lun, n * 128, 128), b"%08d" % n + chunk[8:], "chunk %d" % n)
+        for n, path in enumerate(files):
+            with open(path, "rb") as f:
+                same(f.read(), b"%08d" % n + chunk[8:], path)
+    all_there()
+    for path in files[len(files) // 2:]:
+        os.unlink(path)
+    del files[len(files) // 2:]
+
+    def lun_goes_on():
+        try:
+            initiator.write(lun, written * 128, b"%08d" % written + chunk[8:])
+            return True
+        except iscsi.CheckCondition:
+            return False
+    wait_for(lun_goes_on, 60, "the LUN to go on when files are gone", 0.2)
+    written += 1
+    with open(os.path.join(pool.mountpoint, "again"), "wb") as f:
+        f.write(chunk)
+    initiator.sync(lun)
+    initiator.close()
+    pool.restart()
+    initiator = target.initiator().settle(lun)
+    all_there()
     initiator.close()
 
 
