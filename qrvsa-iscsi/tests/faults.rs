@@ -271,11 +271,14 @@ impl World {
         let burst = data.len().min(first_burst);
         let now = if immediate { self.pick(u32::try_from(burst / 4 + 1).unwrap()) as usize * 4 } else { 0 };
         let more = !initial_r2t && now < burst && self.pick(2) == 0;
+        // Simple tasks mostly; some are ordered, some go to the head of the queue, some are immediate.
+        let (attribute, immediate_command) = ([1, 1, 1, 1, 2, 3][self.pick(6) as usize], self.pick(10) == 0);
         let link = self.hosts[host].link.as_mut()?;
         let flags = if more { WRITE & 0x7f } else { WRITE };
         let (tag, head) = link.command_head(flags, u32::try_from(data.len()).unwrap(), &write10(first, count as u16));
-        let head = head.word(24, link.cmd_sn);
-        link.cmd_sn = link.cmd_sn.wrapping_add(1);
+        let head = head.byte(1, flags | attribute).word(24, link.cmd_sn);
+        let head = if immediate_command { head.immediate() } else { head };
+        link.cmd_sn = link.cmd_sn.wrapping_add(u32::from(!immediate_command));
         let mut bytes = link.bytes_of(head, &[], &data[..now]);
         task.complete = now == data.len();
         if more {
@@ -376,7 +379,7 @@ impl World {
 
     fn fault(&mut self, host: usize) {
         self.faults += 1;
-        match self.pick(14) {
+        match self.pick(15) {
             // Cut in the middle of a PDU, or between two.
             0 | 1 => {
                 self.begin_some(host);
@@ -508,6 +511,16 @@ impl World {
                     }
                 }
             }
+            // A logout with tasks under way.
+            13 => {
+                self.begin_some(host);
+                if let Some(link) = &mut self.hosts[host].link {
+                    let head = Head::new(0x46, 0x80).word(16, 0x7777_0000).word(24, link.cmd_sn);
+                    let bytes = link.bytes_of(head, &[], &[]);
+                    let _ = link.stream.write_all(&bytes);
+                }
+                while self.receive(host).is_some() {}
+            }
             // The administrator: another configuration, a session dropped.
             12 => {
                 let mut config = config();
@@ -561,7 +574,12 @@ impl World {
                     self.collect(host);
                 }
             }
-            4 | 5 => self.verify(host),
+            4 => self.verify(host),
+            5 => {
+                self.begin_some(host);
+                // SYNCHRONIZE CACHE among the writes.
+                self.simple(host, NONE, 0, &[0x35]);
+            }
             6 => {
                 let seconds = 1 + u64::from(self.pick(600));
                 self.pass(seconds, None);
