@@ -126,6 +126,8 @@ pub(crate) struct Conn {
     /// Pings without an answer, and when the last of them was sent.
     pings: u32,
     pinged_at: Option<Instant>,
+    /// It has ended, and its session with it or not.
+    over: bool,
     /// The session goes on with another connection.
     hand_over: bool,
 }
@@ -150,15 +152,9 @@ pub(crate) struct Start {
 
 /// Runs a connection on a new thread.
 pub(crate) fn start(conn: Box<Conn>) {
-    let mailbox = Arc::clone(&conn.mailbox);
-    let socket = conn.socket.try_clone();
     let thread = std::thread::Builder::new().name("iscsi-conn".into()).spawn(move || run(conn));
     if let Err(error) = thread {
         tracing::error!("no thread for an iSCSI connection: {error}; it is closed");
-        mailbox.post(Event::Close("no thread".into()));
-        if let Ok(socket) = socket {
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-        }
     }
 }
 
@@ -233,6 +229,7 @@ impl Conn {
             data_out_at: now,
             pings: 0,
             pinged_at: None,
+            over: false,
             hand_over: false,
         })
     }
@@ -716,8 +713,28 @@ impl Conn {
     }
 
     fn finish(mut self: Box<Self>, why: &str) {
+        self.end(why);
+    }
+
+    fn end(&mut self, why: &str) {
+        self.over = true;
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         self.leave(why);
         self.service.connection_closed(&self.mailbox);
+    }
+}
+
+/// A session whose thread panicked, or could not be had, would keep its initiator out for good: it ends as any other.
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let why = if std::thread::panicking() { "its thread panicked; this is a bug" } else { "it has no thread" };
+        tracing::error!("{}: {why}; its session ends", self.who());
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end(why)));
+        if ended.is_err() {
+            tracing::error!("{}: and it could not be ended", self.who());
+        }
     }
 }
