@@ -206,7 +206,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            half_open_max: 128,
+            // a thousand hosts that come back at once after an outage are no attack
+            half_open_max: 2048,
             login_timeout: Duration::from_secs(15),
             connections_max: 4096,
             data_out_bytes_max: 256 << 20,

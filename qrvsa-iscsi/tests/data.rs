@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::atomic::Ordering;
 
-use support::{Bench, NONE, READ, WRITE, pattern, read10, write10};
+use support::{Bench, Initiator, NONE, READ, WRITE, pattern, read10, write10};
 
 const NO: u32 = u32::MAX;
 
@@ -277,6 +277,22 @@ fn a_panic_is_one_commands_failure() {
     let (end, _) = i.run(NONE, 0, &[0xc3], &[]);
     assert_eq!((end.status(), end.sense()), (2, (4, 0x44, 0)));
     assert_eq!(i.run(NONE, 0, &[0], &[]).0.status(), 0);
+}
+
+#[test]
+fn a_panic_outside_a_command_ends_its_session_and_no_other() {
+    let bench = Bench::new();
+    let mut other = Initiator { name: "iqn.2026-01.test:other".into(), ..bench.connect() };
+    assert_eq!(other.login(&[]), 0);
+    let mut i = bench.session(&[]);
+    i.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    i.command(WRITE, 512, &[0xc5], &[1; 512]);
+    bench.device.release(1);
+    assert!(i.closed());
+    // Its initiator can come back.
+    assert_eq!(bench.session(&[]).run(NONE, 0, &[0], &[]).0.status(), 0);
+    assert_eq!(other.run(NONE, 0, &[0], &[]).0.status(), 0);
 }
 
 #[test]

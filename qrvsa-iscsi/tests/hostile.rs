@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use support::{Bench, Head, Initiator, NONE, READ, WRITE, pattern, read10, until, write10};
+use support::{Bench, Head, Initiator, NONE, READ, TARGET, WRITE, pattern, read10, until, write10};
 
 fn works(i: &mut Initiator) {
     assert_eq!(i.run(READ, 512, &read10(0, 1), &[]).0.status(), 0);
@@ -309,5 +309,116 @@ proptest! {
         i.stream.shutdown(std::net::Shutdown::Write).unwrap_or(());
         prop_assert!(i.closed());
         works(&mut witness);
+    }
+}
+
+#[test]
+fn commands_ahead_of_a_gap_take_little_memory() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.cmd_sn += 1; // this one never comes
+    let ping = [7; 32 << 10];
+    for _ in 0..100 {
+        let tag = i.tag();
+        let bytes = i.bytes_of(Head::new(0x00, 0x80).word(16, tag).word(20, u32::MAX).word(24, i.cmd_sn), &[], &ping);
+        i.cmd_sn += 1;
+        if i.stream.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    assert!(i.closed(), "3 MiB that wait for a turn that never comes");
+    bench.until_sessions(0);
+}
+
+#[test]
+fn refused_commands_whose_data_never_comes_are_counted() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[("InitialR2T", "Yes")]);
+    for _ in 0..2000 {
+        let (_, head) = i.command_head(WRITE & 0x7f, 512, &write10(0, 1));
+        let bytes = i.bytes_of(head.word(24, i.cmd_sn), &[], &[]);
+        i.cmd_sn += 1;
+        if i.stream.write_all(&bytes).is_err() || i.receive().is_err() {
+            break;
+        }
+    }
+    assert!(i.closed());
+    bench.until_sessions(0);
+}
+
+#[test]
+fn task_management_that_waits_is_bounded() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    for _ in 0..100 {
+        i.manage(2, u32::MAX, 0);
+    }
+    for _ in 0..36 {
+        let pdu = i.receive().unwrap();
+        assert_eq!((pdu.opcode(), pdu.bhs.0[2]), (0x3f, 6), "too many immediate commands");
+    }
+    bench.device.release(1);
+    for _ in 0..64 {
+        assert_eq!(i.receive().unwrap().opcode(), 0x22);
+    }
+    works(&mut i);
+}
+
+#[test]
+fn answers_that_are_asked_for_over_and_over_stay_bounded() {
+    let bench = Bench::new();
+    let mut i = bench.connect();
+    i.discover();
+    let text = b"SendTargets=All\0".repeat(1000);
+    let (mut tag, mut rejected) = (u32::MAX, false);
+    for _ in 0..300 {
+        let head = Head::new(0x44, 0x00).word(16, 9).word(20, tag).word(24, i.cmd_sn);
+        i.send(head, &text);
+        let pdu = i.receive().unwrap();
+        if pdu.opcode() == 0x3f {
+            rejected = true;
+            break;
+        }
+        tag = pdu.word(20);
+    }
+    assert!(rejected, "300 times 1,000 lists wait to be fetched");
+    i.ping();
+}
+
+#[test]
+fn a_process_that_stood_still_gives_its_peers_time_to_answer() {
+    let bench = Bench::with(|_| (), |t| (t.nop_interval, t.nop_count) = (Duration::from_secs(15), 3));
+    let mut i = bench.session(&[]);
+    i.ping();
+    for _ in 0..3 {
+        bench.service.advance_clock(Duration::from_secs(1000));
+        let ping = i.receive().unwrap();
+        assert_eq!((ping.opcode(), ping.bhs.task_tag()), (0x20, u32::MAX));
+        works(&mut i);
+    }
+    // Who does not answer is given up, one interval after the other.
+    for _ in 0..3 {
+        bench.service.advance_clock(Duration::from_secs(16));
+        assert_eq!(i.receive().unwrap().opcode(), 0x20);
+    }
+    bench.service.advance_clock(Duration::from_secs(16));
+    assert!(i.closed());
+}
+
+#[test]
+fn a_session_that_is_closed_just_when_its_command_ends_is_over() {
+    let bench = Bench::new();
+    for _ in 0..300 {
+        let mut i = bench.session(&[]);
+        let sid = bench.service.sessions(TARGET).unwrap()[0].sid;
+        i.command(NONE, 0, &[0xc0], &[]);
+        bench.device.until_waiting(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| bench.service.drop_session(TARGET, sid));
+            bench.device.release(1);
+        });
+        bench.until_sessions(0);
     }
 }

@@ -6,6 +6,7 @@ are built by hand, so that tests can also send what no initiator would.
 import hashlib
 import os
 import re
+import select
 import socket
 import struct
 
@@ -183,6 +184,21 @@ class Initiator:
                 return
         raise Failure("the login does not end")
 
+    def pong(self, head):
+        """Answers a ping."""
+        if int.from_bytes(head[20:24], "big") != 0xffffffff:
+            nop = struct.pack(">III", int.from_bytes(head[20:24], "big"), self.cmdsn, self.expstatsn)
+            self.sock.sendall(struct.pack(">BBxxI8sI", 0x40, 0x80, 0, head[8:16], 0xffffffff) + nop.ljust(28, b"\0"))
+
+    def answer_pings(self):
+        """Answers the pings that have come while no command is under way."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        while poll.poll(0):
+            head, _ = self.answer()
+            check(head[0] & 0x3f == 0x20, "not a ping but opcode %02x", head[0])
+            self.pong(head)
+
     def command(self, lun, cdb, data=b"", expect=0):
         """A SCSI command with at most a first burst of data: what it returned."""
         flags = 0x80 | (0x20 if data else 0x40 if expect else 0) | 1
@@ -202,9 +218,7 @@ class Initiator:
             elif opcode == 0x21:
                 status = head[3]
             elif opcode == 0x20:
-                if int.from_bytes(head[20:24], "big") != 0xffffffff:
-                    nop = struct.pack(">III", int.from_bytes(head[20:24], "big"), self.cmdsn, self.expstatsn)
-                    self.sock.sendall(struct.pack(">BBxxI8sI", 0x40, 0x80, 0, head[8:16], 0xffffffff) + nop.ljust(28, b"\0"))
+                self.pong(head)
                 continue
             elif opcode == 0x32:
                 continue

@@ -1,13 +1,25 @@
 """LUNs as storage: what was written is there, through restarts, crashes, full pools and resizes."""
+import errno
 import os
 import re
 
 import iscsi
-from lib import GIB, KIB, MIB, Daemon, Failure, check, options, run, same, wait_for
+from lib import GIB, KIB, MIB, Daemon, Failure, binary, check, options, run, same, wait_for
 
 
 def sized(t, name, size):
     return t.disk(name, size)
+
+
+def refusal(initiator, lun, cdb, expect=0):
+    """Sense of a command that is not carried out, past unit attentions."""
+    for _ in range(8):
+        try:
+            initiator.command(lun, cdb, expect=expect)
+        except iscsi.CheckCondition as e:
+            if e.key != 6:
+                return e.key, e.asc, e.ascq
+    return None
 
 
 @options(seconds=120)
@@ -91,6 +103,76 @@ def test_acknowledged_writes_survive_kill_9(t):
     daemon.cli("check", "tank", "--deep", timeout=300)
 
 
+@options(seconds=240, long_seconds=600)
+def test_kill_9_while_the_pool_changes(t):
+    """kill -9 in the middle of a volume's growth and of a device's replacement, with a LUN being written: every write that was
+    acknowledged with FUA or before a SYNCHRONIZE CACHE is there, the size is the old or the new one, and the pool is consistent."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=GIB)
+    daemon.cli("volume", "create", "tank/v", "64M")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    sizes, known, spare = [64], {}, 0
+    # something to rebuild
+    filler = target.initiator().settle(lun)
+    for at in range(0, 56 * 2048, 128):
+        filler.write(lun, at, t.random.randbytes(64 * KIB))
+    filler.sync(lun)
+    for lba in range(0, 16000 * 8, 8 * 500):
+        known[lba] = (filler.read(lun, lba, 8), [])
+    filler.close()
+    for turn in range(t.size(6, 24)):
+        initiator = target.initiator().settle(lun)
+        capacity = initiator.command(lun, [0x9e, 0x10] + [0] * 8 + [0, 0, 0, 32, 0, 0], expect=32)
+        same((int.from_bytes(capacity[:8], "big") + 1) // 2048 in sizes, True, "a size that was asked for: %r" % sizes)
+        for lba, (data, perhaps) in known.items():
+            found = initiator.read(lun, lba, 8)
+            check(found in [data] + perhaps, "LBA %d after %d crashes: %.16r", lba, turn, found)
+            known[lba] = (found, [])
+        # something long in the background, killed in its middle
+        if turn % 2:
+            spare += 1
+            old, new = pool.devices[turn % 4], t.disk("spare%d" % spare)
+            change = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "pool", "replace", "tank", old, "%s:%d" % (new, GIB)])
+        else:
+            sizes.append(sizes[-1] + 16)
+            change = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "volume", "resize", "tank/v", "%dM" % sizes[-1]])
+        unsafe = {}
+        for n in range(t.random.randrange(1, 120)):
+            lba, data, fua = t.random.randrange(16000) * 8, t.random.randbytes(4096), n % 3 == 0
+            try:
+                initiator.write(lun, lba, data, fua=fua)
+            except iscsi.CheckCondition as e:
+                same(e.key, 6, "sense of a write")
+                continue
+            if fua:
+                known[lba] = (data, [])
+                unsafe.pop(lba, None)
+            else:
+                unsafe.setdefault(lba, []).append(data)
+            if n % 40 == 39:
+                initiator.sync(lun)
+                known.update({at: (versions[-1], []) for at, versions in unsafe.items()})
+                unsafe.clear()
+        for lba, versions in unsafe.items():
+            if lba in known:
+                known[lba] = (known[lba][0], versions)
+        daemon.kill()
+        change.wait(60)
+        initiator.close()
+        daemon.start()
+        devices = {d.path for d in pool.status().devices}
+        if turn % 2 and new in devices:
+            pool.devices[turn % 4] = new
+        wait_for(lambda: target.show()["luns"][0]["state"] == "online", 60, "the LUN to serve again")
+    initiator = target.initiator().settle(lun)
+    for lba, (data, perhaps) in known.items():
+        check(initiator.read(lun, lba, 8) in [data] + perhaps, "LBA %d at the end", lba)
+    initiator.close()
+    pool.wait_healthy()
+    pool.check()
+
+
 @options(seconds=120)
 def test_reservations_survive_restarts(t):
     """A persistent reservation with APTPL is in force after a restart and after kill -9, on a volume and on a file."""
@@ -167,6 +249,72 @@ def test_a_full_pool_under_a_thin_lun(t):
     initiator.close()
 
 
+@options(seconds=240)
+def test_a_lun_and_files_fill_a_pool_together(t):
+    """A LUN and a filesystem fill one pool side by side: each is told at the write, with its own error, what either was told is
+    written is there, and both go on when files are removed."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=128 * MIB)
+    daemon.cli("volume", "create", "tank/v", "4G")
+    target = iscsi.Target(daemon)
+    lun = target.lun("--volume", "tank/v")
+    pool.mount()
+    initiator = target.initiator().settle(lun)
+    chunk = t.random.randbytes(64 * KIB)
+    written, files, full = 0, [], set()
+    while full != {"lun", "files"}:
+        check(written + len(files) < 32768, "a pool of 256 MiB takes 2 GiB")
+        try:
+            if "lun" not in full:
+                initiator.write(lun, written * 128, b"%08d" % written + chunk[8:])
+                written += 1
+        except iscsi.CheckCondition as e:
+            if e.key != 6:
+                same((e.key, e.asc, e.ascq), (7, 0x27, 7), "sense of a write to a full pool")
+                full.add("lun")
+        if "files" in full:
+            continue
+        path = os.path.join(pool.mountpoint, "f%d" % len(files))
+        try:
+            with open(path, "wb", buffering=0) as f:
+                check(f.write(b"%08d" % len(files) + chunk[8:]) == len(chunk), "a short write")
+            files.append(path)
+        except OSError as e:
+            same(e.errno, errno.ENOSPC, "error of a file in a full pool")
+            full.add("files")
+            if os.path.exists(path):
+                os.unlink(path)
+    t.step("%d chunks in the LUN, %d in files", written, len(files))
+
+    def all_there():
+        for n in list(range(0, written, 7)) + list(range(max(0, written - 100), written)):
+            same(initiator.read(lun, n * 128, 128), b"%08d" % n + chunk[8:], "chunk %d" % n)
+        for n, path in enumerate(files):
+            with open(path, "rb") as f:
+                same(f.read(), b"%08d" % n + chunk[8:], path)
+    all_there()
+    for path in files[len(files) // 2:]:
+        os.unlink(path)
+    del files[len(files) // 2:]
+
+    def lun_goes_on():
+        try:
+            initiator.write(lun, written * 128, b"%08d" % written + chunk[8:])
+            return True
+        except iscsi.CheckCondition:
+            return False
+    wait_for(lun_goes_on, 60, "the LUN to go on when files are gone", 0.2)
+    written += 1
+    with open(os.path.join(pool.mountpoint, "again"), "wb") as f:
+        f.write(chunk)
+    initiator.sync(lun)
+    initiator.close()
+    pool.restart()
+    initiator = target.initiator().settle(lun)
+    all_there()
+    initiator.close()
+
+
 @options(seconds=60)
 def test_a_volume_grows_under_a_lun(t):
     """A resized volume shows its new size to the session that is logged in, with the unit attention for it."""
@@ -197,6 +345,9 @@ def test_storage_in_use_is_not_taken_away(t):
     lun = target.lun("--volume", "tank/v")
     for args in (["volume", "destroy", "tank/v", "--force"], ["pool", "export", "tank"], ["pool", "destroy", "tank", "--force"]):
         daemon.refused("%s LUN %d" % (re.escape(target.iqn), lun), *args, code=7)
+    # a second unit would have the same names, and know nothing of the first one's reservations
+    other = iscsi.Target(daemon, "b")
+    daemon.refused("%s LUN %d" % (re.escape(target.iqn), lun), "target", "lun", "add", other.iqn, "--volume", "tank/v", code=7)
     daemon.cli("target", "lun", "remove", target.iqn, str(lun))
     daemon.cli("volume", "destroy", "tank/v", "--force")
     daemon.cli("pool", "export", "tank")
@@ -222,6 +373,11 @@ def test_a_lun_waits_for_its_pool(t):
     same(shown["state"], "unavailable", "state without the pool")
     check(shown["message"], "no reason is given")
     check("unavailable" in daemon.cli("target", "show", target.iqn).out, "the text does not say it")
+    # who is logged in sees the unit, by its names, and that it is not ready
+    waiting = target.initiator("waits", isid=2)
+    names = waiting.command(lun, [0x12, 1, 0x83, 1, 0, 0], expect=256)
+    for cdb, expect in (([0] * 6, 0), ([0x25] + [0] * 9, 8), ([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512)):
+        same(refusal(waiting, lun, cdb, expect), (2, 4, 3), "command %02x without the pool" % cdb[0])
     for device in pool.devices:
         os.rename(device + ".away", device)
     daemon.cli("pool", "import", "tank", "--search", os.path.dirname(pool.devices[0]))
@@ -229,6 +385,9 @@ def test_a_lun_waits_for_its_pool(t):
     initiator = target.initiator().settle(lun)
     same(initiator.read(lun, 9, 8), data, "what was written before")
     initiator.close()
+    same(waiting.settle(lun).read(lun, 9, 8), data, "the same, in the session that waited")
+    same(waiting.command(lun, [0x12, 1, 0x83, 1, 0, 0], expect=256), names, "the names of the unit")
+    waiting.close()
 
 
 #: Reads the second sector through the BIOS, prints it up to its NUL on QEMU's debug console, and ends QEMU with status 1.

@@ -152,7 +152,8 @@ pub fn negotiate(key: &str, value: &str, ours: &Parameters, discovery: bool, agr
         },
         "FirstBurstLength" => match in_range(512, 0x00ff_ffff) {
             Some(bytes) => {
-                agreed.first_burst_bytes = bytes.min(ours.first_burst_length);
+                // never beyond MaxBurstLength (RFC 7143 13.14)
+                agreed.first_burst_bytes = bytes.min(ours.first_burst_length).min(agreed.max_burst_bytes);
                 say(&agreed.first_burst_bytes.to_string())
             }
             None => say(REJECT),
@@ -273,6 +274,15 @@ mod tests {
             negotiate("InitialR2T", "No", &ours, true, &mut Negotiated::default()),
             Answer::Value("Irrelevant".into())
         );
+    }
+
+    #[test]
+    fn the_first_burst_is_never_longer_than_a_burst() {
+        let (ours, mut agreed) = (Parameters::default(), Negotiated::default());
+        for (key, value, expected) in [("MaxBurstLength", "8192", "8192"), ("FirstBurstLength", "65536", "8192")] {
+            assert_eq!(negotiate(key, value, &ours, false, &mut agreed), Answer::Value(expected.into()));
+        }
+        assert_eq!(agreed.first_burst_bytes, 8192);
     }
 
     #[test]

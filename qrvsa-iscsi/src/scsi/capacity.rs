@@ -15,6 +15,7 @@ pub(crate) fn ready(_call: &Call) -> Outcome {
 pub(crate) fn request_sense(call: &Call) -> Outcome {
     let sense = match call.unit.attention(call.nexus, true) {
         Some(attention) => attention.sense(),
+        None if call.shape.unavailable => Sense::UNAVAILABLE,
         None => call.unit.sanitize.readiness().err().unwrap_or(Sense::NONE),
     };
     let mut out = sense.encode(call.cdb[1] & 1 != 0);

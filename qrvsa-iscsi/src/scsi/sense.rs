@@ -40,6 +40,8 @@ impl Sense {
     pub(crate) const MISCOMPARE: Self = Self::new(0x0e, 0x1d, 0x00);
     pub(crate) const NO_MEDIUM: Self = Self::new(2, 0x3a, 0x00);
     pub(crate) const NOT_READY: Self = Self::new(2, 0x04, 0x00);
+    /// MANUAL INTERVENTION REQUIRED: initiators need not wait for it.
+    pub(crate) const UNAVAILABLE: Self = Self::new(2, 0x04, 0x03);
     pub(crate) const SHORT_DATA: Self = Self::new(5, 0x0e, 0x03);
 
     /// INVALID FIELD IN CDB with a pointer to a byte, and to the highest bit of the field.

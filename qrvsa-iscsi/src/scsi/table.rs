@@ -116,6 +116,11 @@ impl Entry {
         self.flags & flag != 0
     }
 
+    /// Whether it runs on a unit without storage: what asks for names and facts of the unit itself.
+    pub(crate) fn needs_no_storage(&self) -> bool {
+        matches!(self.access, Access::Free) || matches!(self.opcode, 0x1a | 0x5a | 0xa3)
+    }
+
     pub(crate) fn data_out_bytes(&self, cdb: &[u8; 16], block: u64) -> u64 {
         match self.data_out {
             DataOut::None => 0,

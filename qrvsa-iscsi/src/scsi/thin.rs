@@ -98,8 +98,9 @@ pub(crate) fn write_same(call: &Call) -> Outcome {
     if blocks.count == 0 {
         return Ok(Vec::new());
     }
-    if unmap {
-        // as LIO and tgt have it, whatever the block is: who wants data written does not ask for them to be unmapped
+    // Unmapped blocks read as zero: what is to read as something else is written (SBC-4 5.50). WRITE SAME (10) unmaps whatever it
+    // brings, as LIO and tgt do: libiscsi's suite sends it FFh and wants zeroes.
+    if unmap && (!sixteen || pattern.iter().all(|b| *b == 0)) {
         unmap_run(call, blocks)?;
         stats::add(&call.unit.counters.unmaps, 1);
     } else {

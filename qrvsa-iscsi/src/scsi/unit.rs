@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub block: u32,
     pub thin: bool,
     pub read_only: bool,
+    /// Its storage is not there: it has its names, and is not ready.
+    pub unavailable: bool,
 }
 
 impl Shape {
@@ -38,6 +40,7 @@ impl Shape {
             block: config.block_bytes,
             thin: config.thin.unwrap_or_else(|| backing.thin()),
             read_only: config.read_only || backing.read_only(),
+            unavailable: false,
             config,
             backing,
         }
@@ -126,10 +129,16 @@ impl Unit {
         self.medium.store(state, Ordering::Release);
     }
 
+    /// Whether another unit may take its place: the controller at LUN 0 and units without storage do not stand in the way.
+    pub(crate) fn gives_way(&self) -> bool {
+        let shape = self.shape();
+        shape.unavailable || (self.lun == 0 && !shape.is_disk())
+    }
+
     /// Why commands to the medium cannot run now.
     pub(crate) fn readiness(&self, shape: &Shape) -> Result<(), Sense> {
         let medium = self.medium();
-        if medium == 0 && shape.config.online && self.sanitize.is_idle() {
+        if medium == 0 && shape.config.online && !shape.unavailable && self.sanitize.is_idle() {
             return Ok(());
         }
         self.medium_readiness(shape)?;
@@ -139,6 +148,9 @@ impl Unit {
     /// The same but for sanitizing.
     pub(crate) fn medium_readiness(&self, shape: &Shape) -> Result<(), Sense> {
         let medium = self.medium();
+        if shape.unavailable {
+            return Err(Sense::UNAVAILABLE);
+        }
         if medium & EJECTED != 0 {
             return Err(Sense::NO_MEDIUM);
         }

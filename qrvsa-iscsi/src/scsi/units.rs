@@ -108,8 +108,7 @@ impl TargetUnits {
         }
         let _changing = self.changing.lock();
         let mut units = (**self.units.load()).clone();
-        let replaces_controller = number == 0 && units.get(&0).is_some_and(|u| !u.shape().is_disk());
-        if units.contains_key(&number) && !replaces_controller {
+        if units.get(&number).is_some_and(|u| !u.gives_way()) {
             return Err(format!("LUN {number} is taken"));
         }
         let unit = Unit::new(number, Shape::new(&self.name, number, config.clone(), backing), Pages::new(&config));
@@ -122,6 +121,28 @@ impl TargetUnits {
             }
         }
         self.put(&mut units, unit);
+        Ok(())
+    }
+
+    /// Adds a unit whose storage is not there: initiators see it by its names, and hear that it is not ready. It gives way to
+    /// [`TargetUnits::add_unit`]. What was stored of it stays as it is.
+    ///
+    /// # Errors
+    /// As of [`TargetUnits::add_unit`].
+    pub fn add_unavailable(&self, number: u64, config: UnitConfig) -> Result<(), String> {
+        config.check()?;
+        if number > lun::LUN_MAX {
+            return Err(format!("LUN {number}: use 0 to {}", lun::LUN_MAX));
+        }
+        let _changing = self.changing.lock();
+        let mut units = (**self.units.load()).clone();
+        if units.get(&number).is_some_and(|u| !u.gives_way()) {
+            return Err(format!("LUN {number} is taken"));
+        }
+        let pages = Pages::new(&config);
+        let mut shape = Shape::new(&self.name, number, config, Arc::new(NullBacking::new(0)));
+        shape.unavailable = true;
+        self.put(&mut units, Unit::new(number, shape, pages));
         Ok(())
     }
 
@@ -168,7 +189,7 @@ impl TargetUnits {
         }
         self.tokens.forget_unit(unit.serial);
         self.attend_all(Attention::LUNS_CHANGED, None);
-        if let Some(store) = &self.persistence {
+        if let Some(store) = self.persistence.as_ref().filter(|_| !unit.shape().unavailable) {
             for kind in ["reservations", "modes"] {
                 if store.get(&self.key(kind, number))?.is_some_and(|bytes| !bytes.is_empty()) {
                     store.put(&self.key(kind, number), &[])?;
@@ -426,6 +447,10 @@ impl TargetUnits {
         if call.cdb.get(control).is_some_and(|c| c & 0x04 != 0) {
             // NACA: there is no ACA here
             return Err(Sense::cdb_field(u16::try_from(control).unwrap_or(0), 2).into());
+        }
+        if call.shape.unavailable && !entry.needs_no_storage() {
+            // reservations lie with the storage: without it there is no telling whom they concern
+            return Err(Sense::UNAVAILABLE.into());
         }
         call.check_reservation()?;
         call.units.alua.load().check(call.nexus.portal_group_tag, entry.access)?;

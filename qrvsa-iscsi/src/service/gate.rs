@@ -4,13 +4,15 @@
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 pub(crate) struct Gate {
     most: usize,
     next: AtomicU64,
-    waiting: Mutex<VecDeque<(u64, TcpStream)>>,
+    /// Number, socket, and when its login has to be over.
+    waiting: Mutex<VecDeque<(u64, TcpStream, Instant)>>,
 }
 
 impl Gate {
@@ -19,13 +21,13 @@ impl Gate {
     }
 
     /// A connection has come; `None` when it cannot be watched.
-    pub(crate) fn came(&self, socket: &TcpStream) -> Option<u64> {
+    pub(crate) fn came(&self, socket: &TcpStream, deadline: Instant) -> Option<u64> {
         let watched = socket.try_clone().ok()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut waiting = self.waiting.lock();
-        waiting.push_back((number, watched));
+        waiting.push_back((number, watched, deadline));
         while waiting.len() > self.most {
-            if let Some((_, oldest)) = waiting.pop_front() {
+            if let Some((_, oldest, _)) = waiting.pop_front() {
                 tracing::debug!("too many connections without a login; the oldest is closed");
                 let _ = oldest.shutdown(Shutdown::Both);
             }
@@ -35,11 +37,18 @@ impl Gate {
 
     /// It has logged in, or is closed.
     pub(crate) fn left(&self, number: u64) {
-        self.waiting.lock().retain(|(n, _)| *n != number);
+        self.waiting.lock().retain(|(n, ..)| *n != number);
+    }
+
+    /// Closes those that did not log in in time. Their own threads do so by the machine's clock; this is for when another one rules.
+    pub(crate) fn close_expired(&self, now: Instant) {
+        for (_, socket, _) in self.waiting.lock().iter().filter(|(.., deadline)| *deadline <= now) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     pub(crate) fn close_all(&self) {
-        for (_, socket) in self.waiting.lock().drain(..) {
+        for (_, socket, _) in self.waiting.lock().drain(..) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

@@ -1,6 +1,7 @@
 //! The running service: portals, targets, their sessions. Everything here may be called at any time, from any thread.
 
 pub(crate) mod budget;
+mod clock;
 pub(crate) mod counters;
 mod error;
 mod gate;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::budget::Budget;
+use self::clock::Clock;
 use self::gate::Gate;
 use self::portal::Portal;
 use self::workers::Workers;
@@ -46,6 +48,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Gate,
     pub(crate) workers: Arc<Workers>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) clock: Clock,
     pub(crate) watchdog: Arc<Watchdog>,
     /// Mailboxes of all connections in the full feature phase.
     connections: Mutex<Vec<Arc<Mailbox>>>,
@@ -66,6 +69,7 @@ impl Service {
             gate: Gate::new(limits.half_open_max),
             workers: Workers::new(limits.workers_max),
             budget: Budget::new(limits.data_out_bytes_max),
+            clock: Clock::default(),
             watchdog: Arc::default(),
             connections: Mutex::default(),
             connection_left: Condvar::new(),
@@ -238,6 +242,14 @@ impl Service {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.inner.connections.lock().len()
+    }
+
+    /// Moves the clock of sessions and logins ahead, for simulations: pings, stalls and deadlines come so much earlier. What waits
+    /// for threads and storage keeps the machine's time.
+    pub fn advance_clock(&self, by: Duration) {
+        self.inner.clock.advance(by);
+        self.inner.post_all(&|| Event::ClockMoved);
+        self.inner.gate.close_expired(self.inner.clock.now());
     }
 
     /// Stops: no new connections; initiators are asked to log out, and what has not gone after `deadline` is closed.

@@ -72,7 +72,9 @@ fn accept_all(service: &Weak<Inner>, listener: &TcpListener, portal: &PortalInfo
                 let Some(service) = service.upgrade() else { return };
                 let Ok(local) = socket.local_addr() else { continue };
                 let _ = socket.set_nonblocking(false);
-                let Some(gate) = service.gate.came(&socket) else { continue };
+                let Some(gate) = service.gate.came(&socket, service.clock.now() + service.limits.login_timeout) else {
+                    continue;
+                };
                 let arrival = Arrival { service: Arc::clone(&service), socket, peer, local, portal: portal.clone() };
                 let thread = std::thread::Builder::new().name("iscsi-conn".into()).spawn(move || arrival.serve(gate));
                 if let Err(error) = thread {

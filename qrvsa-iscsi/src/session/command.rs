@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::conn::{Conn, IMMEDIATE_MAX, Item, Result};
+use super::conn::{Conn, IMMEDIATE_MAX, Item, Result, VOID_MAX, close};
 use super::cost;
 use super::respond::{INCORRECT_AMOUNT, PROTOCOL_SERVICE_CRC, UNEXPECTED_DATA, aborted};
 use super::shared::Session;
@@ -168,6 +168,9 @@ impl Conn {
     fn refuse_data(&mut self, head: Head, command: Command, unsolicited: bool, response: Response) -> Result<()> {
         self.respond(&head, response);
         if unsolicited {
+            if self.receiving.values().filter(|t| t.void).count() >= VOID_MAX {
+                return close("too many refused commands whose data does not come");
+            }
             let control = TaskControl::new(&head);
             let task = Receiving {
                 head,

@@ -1,8 +1,8 @@
 //! A connection in the full feature phase, and the loop of its thread.
 //!
-//! One thread per connection: it sleeps in `poll` on the socket and its mailbox, so an idle session costs no processor time and about
-//! 40 KiB of memory, and a session that hangs in a slow command holds up no other. Each turn takes all that arrived, carries out
-//! what can be, and sends all answers in one write.
+//! One thread per connection: it sleeps in `poll` on the socket and its mailbox, so an idle session costs no processor time and little
+//! memory (some 150 KiB after it was busy), and a session that hangs in a slow command holds up no other. Each turn takes all that
+//! arrived, carries out what can be, and sends all answers in one write.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{SocketAddr, TcpStream};
@@ -64,6 +64,11 @@ struct Early {
 
 /// Rests shorter than this are not worth a read of their own.
 const DIRECT_BYTES_MIN: usize = 16 << 10;
+/// Bytes of PDUs that came before their turn. On one connection that takes an initiator whose numbers have a gap, and nothing
+/// fills it.
+const EARLY_BYTES_MAX: usize = 1 << 20;
+/// Refused commands whose unsolicited data may still be on its way.
+pub(crate) const VOID_MAX: usize = 256;
 /// Immediate commands that may be outstanding.
 pub(crate) const IMMEDIATE_MAX: u32 = 64;
 
@@ -118,8 +123,13 @@ pub(crate) struct Conn {
     /// Since when the initiator has taken nothing of what waits for it.
     blocked_since: Option<Instant>,
     pub(crate) data_out_at: Instant,
+    /// Pings without an answer, and when the last of them was sent.
     pings: u32,
+    pinged_at: Option<Instant>,
+    /// It has ended, and its session with it or not.
     over: bool,
+    /// The session goes on with another connection.
+    hand_over: bool,
 }
 
 /// What a connection begins with.
@@ -142,15 +152,9 @@ pub(crate) struct Start {
 
 /// Runs a connection on a new thread.
 pub(crate) fn start(conn: Box<Conn>) {
-    let mailbox = Arc::clone(&conn.mailbox);
-    let socket = conn.socket.try_clone();
     let thread = std::thread::Builder::new().name("iscsi-conn".into()).spawn(move || run(conn));
     if let Err(error) = thread {
         tracing::error!("no thread for an iSCSI connection: {error}; it is closed");
-        mailbox.post(Event::Close("no thread".into()));
-        if let Ok(socket) = socket {
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-        }
     }
 }
 
@@ -173,7 +177,7 @@ pub(crate) fn run(mut conn: Box<Conn>) {
 
 impl Conn {
     pub(crate) fn new(start: Start) -> Box<Conn> {
-        let now = Instant::now();
+        let now = start.service.clock.now();
         let rules = Rules {
             header_digest: start.agreed.header_digest,
             data_digest: start.agreed.data_digest,
@@ -224,7 +228,9 @@ impl Conn {
             blocked_since: None,
             data_out_at: now,
             pings: 0,
+            pinged_at: None,
             over: false,
+            hand_over: false,
         })
     }
 
@@ -264,8 +270,13 @@ impl Conn {
 
     /// Mail, and all PDUs that are complete.
     fn take_in(&mut self) -> Result<()> {
-        for event in self.mailbox.take() {
-            self.event(event)?;
+        let mut events = self.mailbox.take().into_iter();
+        while let Some(event) = events.next() {
+            if let Err(why) = self.event(event) {
+                // Tasks that are finished are not to be waited for.
+                events.for_each(|event| self.last_mail(event));
+                return Err(why);
+            }
         }
         self.catch_up()?;
         let mut rx = std::mem::take(&mut self.rx);
@@ -380,6 +391,10 @@ impl Conn {
             return Ok(());
         }
         if number != self.exp_cmd_sn {
+            let held: usize = self.early.values().map(|e| BHS_BYTES + e.ahs.len() + e.data.len()).sum();
+            if held + pdu.ahs.len() + pdu.data.len() > EARLY_BYTES_MAX {
+                return close(format!("too much came ahead of CmdSN {}", self.exp_cmd_sn));
+            }
             self.early.entry(number).or_insert_with(|| Early { bhs, ahs: pdu.ahs.to_vec(), data: pdu.data.to_vec() });
             return Ok(());
         }
@@ -445,10 +460,11 @@ impl Conn {
             Event::Done(done) => self.done(*done),
             Event::TasksEnded => self.purge(),
             Event::TaskFinished => {}
+            Event::ClockMoved => self.now = self.service.clock.now(),
             Event::MemoryFree => self.feed_starved(),
             Event::AskLogout(seconds) => {
                 self.async_message([0; 8], 1, [0, 0, seconds], &[]);
-                self.logout_by = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
+                self.logout_by = Some(self.service.clock.now() + Duration::from_secs(u64::from(seconds)));
             }
             Event::AboutLun(lun, sense) => {
                 let mut data = u16::try_from(sense.len()).unwrap_or(0).to_be_bytes().to_vec();
@@ -461,7 +477,7 @@ impl Conn {
             }
             Event::Close(why) => return close(why),
             Event::HandOver => {
-                self.leave("a new connection takes its place", true);
+                self.hand_over = true;
                 return close("a new connection takes its place");
             }
         }
@@ -516,12 +532,13 @@ impl Conn {
             None => &mut [],
         };
         let received = self.rx.receive(&self.socket, target);
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
         match received {
             Ok(Got::Bytes { direct, full }) => {
                 self.more = full;
                 self.received_at = self.now;
                 self.pings = 0;
+                self.pinged_at = None;
                 if let Some(rest) = &mut self.direct {
                     rest.at += direct;
                     rest.remaining -= direct;
@@ -564,7 +581,7 @@ impl Conn {
         let polled = poll(&mut fds, timeout);
         let [socket, mailbox] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         self.mailbox.awake(!mailbox.is_empty());
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
         if socket.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) && !reading {
             return close("the connection broke");
         }
@@ -590,10 +607,15 @@ impl Conn {
         }
     }
 
+    /// When the next ping is due. Each has its time to be answered, also when this process stood still meanwhile.
+    fn ping_at(&self, interval: Duration) -> Instant {
+        self.pinged_at.unwrap_or(self.received_at) + interval
+    }
+
     fn next_timer(&self) -> Option<Instant> {
         let stall = self.service.limits.stall_timeout;
         let (interval, _) = self.nop_times();
-        let ping = (!interval.is_zero()).then(|| self.received_at + interval.saturating_mul(self.pings + 1));
+        let ping = (!interval.is_zero()).then(|| self.ping_at(interval));
         let sending = self.blocked_since.map(|since| since + stall);
         let data = (!self.receiving.is_empty()).then(|| self.data_out_at + stall);
         [ping, sending, data, self.logout_by].into_iter().flatten().min()
@@ -616,11 +638,12 @@ impl Conn {
             self.logout_by = None;
         }
         let (interval, count) = self.nop_times();
-        if !interval.is_zero() && self.received_at + interval.saturating_mul(self.pings + 1) <= self.now {
+        if !interval.is_zero() && self.ping_at(interval) <= self.now {
             if self.pings >= count {
                 return close(format!("no answer to {count} pings"));
             }
             self.pings += 1;
+            self.pinged_at = Some(self.now);
             let tag = self.transfer_tag();
             let numbers = self.numbers();
             self.out.push(&build::nop_in(NO_TAG, tag, [0; 8], 0, numbers), Data::None);
@@ -640,16 +663,24 @@ impl Conn {
         if let Some(session) = &self.session {
             session.tasks.lock().insert(head.serial, control);
         }
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
+    }
+
+    /// An event while the connection ends.
+    fn last_mail(&mut self, event: Event) {
+        match event {
+            Event::Done(done) => {
+                self.running.remove(&done.head.serial);
+            }
+            Event::HandOver => self.hand_over = true,
+            Event::Close(_) | Event::TargetGone => self.hand_over = false,
+            _ => {}
+        }
     }
 
     /// Aborts all tasks, waits for those that the device server has in hand, and takes the session out of service, or hands it
     /// over to the next connection.
-    fn leave(&mut self, why: &str, hand_over: bool) {
-        if self.over {
-            return;
-        }
-        self.over = true;
+    fn leave(&mut self, why: &str) {
         let Some(session) = self.session.clone() else {
             tracing::debug!("{}: discovery ends: {why}", self.who());
             return;
@@ -659,7 +690,6 @@ impl Conn {
         self.held.clear();
         self.receiving.clear();
         self.direct = None;
-        let mut hand_over = hand_over;
         while !self.running.is_empty() {
             if self.mailbox.may_sleep() {
                 let mut fds = [PollFd::new(self.mailbox.descriptor().as_fd(), PollFlags::POLLIN)];
@@ -667,20 +697,13 @@ impl Conn {
                 self.mailbox.awake(rung);
             }
             for event in self.mailbox.take() {
-                match event {
-                    Event::Done(done) => {
-                        self.running.remove(&done.head.serial);
-                    }
-                    Event::HandOver => hand_over = true,
-                    Event::Close(_) | Event::TargetGone => hand_over = false,
-                    _ => {}
-                }
+                self.last_mail(event);
             }
         }
         session.tasks.lock().clear();
         session.outstanding.store(0, std::sync::atomic::Ordering::Relaxed);
         let target = Arc::clone(&session.target);
-        if hand_over && session.hand_over(self.exp_cmd_sn, self.next_serial) {
+        if self.hand_over && session.hand_over(self.exp_cmd_sn, self.next_serial) {
             tracing::info!("{}: connection {} leaves {}: {why}", self.who(), self.cid, target.name());
         } else {
             tracing::info!("{} has left {}: {why}", self.who(), target.name());
@@ -690,8 +713,28 @@ impl Conn {
     }
 
     fn finish(mut self: Box<Self>, why: &str) {
+        self.end(why);
+    }
+
+    fn end(&mut self, why: &str) {
+        self.over = true;
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        self.leave(why, false);
+        self.leave(why);
         self.service.connection_closed(&self.mailbox);
+    }
+}
+
+/// A session whose thread panicked, or could not be had, would keep its initiator out for good: it ends as any other.
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let why = if std::thread::panicking() { "its thread panicked; this is a bug" } else { "it has no thread" };
+        tracing::error!("{}: {why}; its session ends", self.who());
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end(why)));
+        if ended.is_err() {
+            tracing::error!("{}: and it could not be ended", self.who());
+        }
     }
 }

@@ -64,9 +64,9 @@ struct Request {
 }
 
 /// Reads all of `out` before the deadline.
-fn read_by(mut socket: &TcpStream, mut out: &mut [u8], deadline: Instant) -> io::Result<()> {
+fn read_by(service: &Inner, mut socket: &TcpStream, mut out: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !out.is_empty() {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(service.clock.now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -81,11 +81,11 @@ fn read_by(mut socket: &TcpStream, mut out: &mut [u8], deadline: Instant) -> io:
     Ok(())
 }
 
-fn read_request(socket: &TcpStream, deadline: Instant) -> io::Result<Request> {
+fn read_request(service: &Inner, socket: &TcpStream, deadline: Instant) -> io::Result<Request> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let rules = Rules { header_digest: false, data_digest: false, data_bytes_max: LOGIN_SEGMENT_MAX };
     let mut head = [0; BHS_BYTES];
-    read_by(socket, &mut head, deadline)?;
+    read_by(service, socket, &mut head, deadline)?;
     let bhs = Bhs(head);
     if bhs.opcode() != request::LOGIN {
         return Err(invalid(format!("opcode {:#04x} before the login", bhs.opcode())));
@@ -95,7 +95,7 @@ fn read_request(socket: &TcpStream, deadline: Instant) -> io::Result<Request> {
     }
     frame::header(&head, &rules).map_err(|e| invalid(e.to_string()))?;
     let mut data = vec![0; padded(bhs.data_bytes())];
-    read_by(socket, &mut data, deadline)?;
+    read_by(service, socket, &mut data, deadline)?;
     data.truncate(bhs.data_bytes());
     Ok(Request { bhs, data })
 }
@@ -134,13 +134,13 @@ impl Arrival {
     }
 
     fn log_in(self, gate: u64) -> io::Result<Option<Box<Conn>>> {
-        let deadline = Instant::now() + self.service.limits.login_timeout;
+        let deadline = self.service.clock.now() + self.service.limits.login_timeout;
         self.socket.set_nodelay(true)?;
         self.socket.set_write_timeout(Some(self.service.limits.login_timeout))?;
         let mut login = Login::default();
         let mut stat_sn = 1u32;
         loop {
-            let request = read_request(&self.socket, deadline)?;
+            let request = read_request(&self.service, &self.socket, deadline)?;
             let bhs = request.bhs;
             match login.step(&bhs, &request.data, &self) {
                 Step::Reply { flags, text } => self.respond(&bhs, flags, status::SUCCESS, &text, stat_sn)?,
@@ -207,7 +207,7 @@ impl Arrival {
             tsih,
         };
         let busy = || (status::OUT_OF_RESOURCES, "the session before does not end".to_string());
-        let left = || deadline.saturating_duration_since(Instant::now());
+        let left = || deadline.saturating_duration_since(self.service.clock.now());
         if tsih != 0 {
             let none = || (status::NO_SESSION, format!("there is no session {tsih}"));
             let session = target
@@ -223,8 +223,12 @@ impl Arrival {
                 _ => busy(),
             })?;
             *session.link.lock() = link;
-            // What is mail for the old connection is not for the new one.
-            session.mailbox.take();
+            // What is mail for the old connection is not for the new one, unless it is about the session.
+            for event in session.mailbox.take() {
+                if matches!(event, Event::Close(_) | Event::TargetGone | Event::AskLogout(_)) {
+                    session.mailbox.post(event);
+                }
+            }
             self.service.connection_opened(&session.mailbox);
             return Ok(Begun { session: Some(session), tsih, exp_cmd_sn, serial, depth });
         }

@@ -17,6 +17,8 @@ pub(crate) enum Event {
     TasksEnded,
     /// A task that a task management function waits for has finished, perhaps.
     TaskFinished,
+    /// The clock has moved: timers may have run out.
+    ClockMoved,
     /// Memory for data-out came back.
     MemoryFree,
     /// Ask the initiator to log out within so many seconds.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::conn::{Conn, Item};
+use super::conn::{Conn, IMMEDIATE_MAX, Item};
 use super::task::TaskControl;
 use super::tx::Data;
 use crate::pdu::build;
@@ -49,6 +49,11 @@ fn code_of(answer: ManagementAnswer) -> u8 {
 
 impl Conn {
     pub(crate) fn task_management(&mut self, bhs: &Bhs) {
+        let waiting = self.pending.len() + self.ready.iter().filter(|i| matches!(i, Item::Manage(_))).count();
+        if waiting >= IMMEDIATE_MAX as usize {
+            self.reject(bhs, RejectReason::TooManyImmediate);
+            return;
+        }
         let management = Management { bhs: *bhs, before: self.next_serial };
         self.ready.push_back(Item::Manage(management));
     }

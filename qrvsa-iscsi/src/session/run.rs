@@ -122,7 +122,7 @@ impl Conn {
         let took_ns = elapsed_ns(begun);
         match session.parking.unpark(head.serial) {
             Some(mut conn) => {
-                conn.now = Instant::now();
+                conn.now = conn.service.clock.now();
                 control.set_finished();
                 if control.ended() {
                     session.target.tasks_finished();
@@ -155,7 +155,7 @@ impl Conn {
     /// A result from another thread.
     pub(crate) fn done(&mut self, done: Done) {
         self.running.remove(&done.head.serial);
-        self.now = Instant::now();
+        self.now = self.service.clock.now();
         self.ended(done);
     }
 

@@ -7,6 +7,8 @@ use crate::pdu::{Bhs, NO_TAG, RejectReason, build};
 
 /// Longest text request, over all its PDUs, in bytes.
 const TEXT_BYTES_MAX: usize = 16 << 10;
+/// Longest answer that waits to be fetched, in bytes: room for thousands of targets.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// A negotiation under way.
 #[derive(Default)]
@@ -43,6 +45,11 @@ impl Conn {
         };
         let mut out = std::mem::take(&mut self.text.going);
         for (key, value) in &pairs {
+            if out.len() > ANSWER_BYTES_MAX {
+                self.text = TextState::default();
+                self.reject(bhs, RejectReason::Protocol);
+                return;
+            }
             match key.as_str() {
                 "SendTargets" => self.send_targets(value, &mut out),
                 "MaxRecvDataSegmentLength" => {

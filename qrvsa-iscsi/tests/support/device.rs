@@ -1,6 +1,6 @@
 //! A device server of one RAM disk with commands of its own:
 //! `C0` waits until it is released, `C1` answers with as many bytes as bytes 2 to 5 say, `C2` ends in CHECK CONDITION, `C3` panics,
-//! `C4` notes its byte 1.
+//! `C4` notes its byte 1, `C5` panics when it is asked how much data it takes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -80,6 +80,7 @@ impl DeviceServer for Device {
     }
 
     fn data_out_bytes(&self, _lun: [u8; 8], cdb: &[u8]) -> u64 {
+        assert!(cdb[0] != 0xc5, "as told");
         if cdb[0] == 0x2a { range(cdb).1 as u64 } else { 0 }
     }
 

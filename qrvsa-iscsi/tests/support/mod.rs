@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, reason = "each test file uses a part of it")]
 
 pub mod device;
+pub mod model;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};

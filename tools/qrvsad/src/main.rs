@@ -56,9 +56,23 @@ fn main() -> ExitCode {
     if let Err(problem) = start_log(&config.log_level) {
         return fail(2, &problem);
     }
+    raise_descriptor_limit();
     match serve(args, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => fail(1, &problem),
+    }
+}
+
+/// Sessions, mounts and devices take more descriptors than a shell's 1,024: as many as are allowed, within reason.
+fn raise_descriptor_limit() {
+    const WANTED: nix::sys::resource::rlim_t = 1 << 20;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(WANTED).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    });
+    if let Err(e) = raised {
+        tracing::warn!("the limit of open files stays as it is: {e}");
     }
 }
 

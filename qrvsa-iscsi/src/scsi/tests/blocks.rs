@@ -164,8 +164,10 @@ fn write_same_fills_zeroes_and_unmaps() {
     world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[0; BLOCK]);
     assert_eq!(world.disk.extent(0, 4096), Ok(Extent { bytes: 4096, mapped: false }));
     world.good(&nexus, &cdb16(0x93, 0, 0, 8), &[2; BLOCK]);
-    world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[2; BLOCK]);
-    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [0; 8 * BLOCK], "unmapping comes first");
+    world.good(&nexus, &cdb16(0x93, 0x08, 0, 8), &[3; BLOCK]);
+    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [3; 8 * BLOCK], "data that unmapped blocks do not have");
+    world.good(&nexus, &cdb10(0x41, 0x08, 0, 8), &[3; BLOCK]);
+    assert_eq!(world.good(&nexus, &cdb10(0x28, 0, 0, 8), &[]), [0; 8 * BLOCK], "the short one unmaps all the same");
     assert_eq!(world.refused(&nexus, &cdb16(0x93, 0, 0, 8), &[2; 2 * BLOCK]), (5, 0x0e, 3), "one block it has to be");
     assert_eq!(world.refused(&nexus, &cdb16(0x93, 0x18, 0, 8), &[0; BLOCK]), (5, 0x24, 0), "no anchors");
     let thick = World::with(Arc::default(), UnitConfig { thin: Some(false), ..config() });

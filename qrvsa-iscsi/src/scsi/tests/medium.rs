@@ -69,3 +69,39 @@ fn sanitizing_overwrites_and_erases() {
     world.good(&nexus, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
     world.good(&nexus, &[0x04, 0, 0, 0, 0, 0], &[]);
 }
+
+#[test]
+fn a_unit_without_storage_is_there_and_not_ready() {
+    let kept: Arc<Kept> = Arc::default();
+    let named = UnitConfig { scsi_id: "disk7".into(), ..config() };
+    let world = World::with(kept.clone(), named.clone());
+    let nexus = world.nexus(1);
+    let names = world.good(&nexus, &[0x12, 1, 0x83, 1, 0, 0], &[]);
+    let mut key = vec![0; 24];
+    key[15] = 7;
+    key[20] = 1;
+    world.good(&nexus, &[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], &key);
+
+    // the same target after a restart, without the storage
+    let units = TargetUnits::new("iqn.2026-01.test:disks", Some(kept.clone()));
+    units.add_unavailable(1, named.clone()).expect("adds");
+    let world = World { units, kept, disk: Arc::new(MemoryBacking::new(1 << 20)) };
+    let nexus = world.nexus_of_absent(1);
+    assert_eq!(world.good(&nexus, &[0x12, 1, 0x83, 1, 0, 0], &[]), names);
+    assert_eq!(world.good(&nexus, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], &[])[..4], [0, 0, 0, 16]);
+    assert_eq!(world.good(&nexus, &[0x03, 0, 0, 0, 18, 0], &[])[12..14], [4, 3]);
+    world.good(&nexus, &[0x1a, 0, 0x3f, 0, 255, 0], &[]);
+    for cdb in [vec![0; 6], cdb10(0x25, 0, 0, 0), cdb10(0x28, 0, 0, 1), cdb10(0x35, 0, 0, 0), vec![0x1b, 0, 0, 0, 1, 0]]
+    {
+        assert_eq!(world.refused(&nexus, &cdb, &[]), (2, 4, 3), "{cdb:x?}");
+    }
+    assert_eq!(world.refused(&nexus, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 64, 0], &[]), (2, 4, 3), "nobody knows the keys now");
+    assert_eq!(world.refused(&nexus, &[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], &key), (2, 4, 3));
+
+    // the storage comes, and what was stored of the unit with it
+    world.units.add_unit(1, named.clone(), Arc::new(MemoryBacking::new(1 << 20))).expect("takes its place");
+    assert_eq!(world.refused(&nexus, &[0; 6], &[]).0, 6);
+    while world.run(&nexus, &[0; 6], &[]).status == 2 {}
+    assert_eq!(world.good(&nexus, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 64, 0], &[])[15], 7);
+    assert!(world.units.add_unavailable(1, named).is_err(), "a unit that serves stays");
+}

@@ -64,6 +64,13 @@ impl World {
         nexus
     }
 
+    /// The same where the unit is not ready.
+    fn nexus_of_absent(&self, tsih: u16) -> Arc<Nexus> {
+        let nexus = self.fresh(tsih);
+        while self.refused(&nexus, &[0; 6], &[]).0 == 6 {}
+        nexus
+    }
+
     fn fresh(&self, tsih: u16) -> Arc<Nexus> {
         let nexus = Arc::new(Nexus {
             initiator_name: format!("iqn.2026-01.test:host{tsih}"),

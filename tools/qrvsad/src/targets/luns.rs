@@ -190,6 +190,11 @@ impl Targets {
             Err(e) => {
                 tracing::error!("target {} LUN {number} ({}) is unavailable: {e}", target.iqn, lun.source);
                 running.unavailable.insert(number, e.message);
+                // Initiators that knew it see that it is not ready, rather than that it is gone.
+                let shown = unit_config(lun, lun.options.block_bytes.unwrap_or(512)).map_err(|e| e.message);
+                if let Err(e) = shown.and_then(|config| running.units.add_unavailable(number, config)) {
+                    tracing::error!("target {} LUN {number}: {e}", target.iqn);
+                }
             }
         }
     }
@@ -218,6 +223,14 @@ impl Targets {
             && (bytes == 0 || bytes > 1 << 62)
         {
             return Err(ApiError::invalid("the size of a null LUN has to be from 1 block to 4 EiB"));
+        }
+        // Two units of one volume would have one name, and initiators take them for paths to the same unit; but reservations and
+        // indivisible commands of the one would not count for the other.
+        if matches!(request.source, LunSource::Volume(_))
+            && let Some(user) = model.user_of(|source| *source == request.source)
+        {
+            return Err(ApiError::busy(format!("{} is the storage of target {user} already", request.source))
+                .with_hint("let initiators in there, over as many portals as they need, or remove that LUN first"));
         }
         let inside = self.find_inside(&request.source)?;
         let mut lun = Lun { source: request.source.clone(), options: request.options.clone(), tgt, inside };
@@ -274,9 +287,10 @@ impl Targets {
             }
             Ok(())
         })?;
-        let was_unavailable =
-            self.running.write().get_mut(&tid).is_some_and(|running| running.unavailable.remove(&number).is_some());
-        if let Some(units) = self.units(tid).filter(|_| !was_unavailable)
+        if let Some(running) = self.running.write().get_mut(&tid) {
+            running.unavailable.remove(&number);
+        }
+        if let Some(units) = self.units(tid)
             && let Err(e) = units.remove_unit(number)
         {
             tracing::error!("target {iqn} LUN {number}: {e}");

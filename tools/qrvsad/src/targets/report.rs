@@ -104,7 +104,10 @@ impl Targets {
             state,
             message: message.unwrap_or_default(),
             size_bytes: units.as_ref().and_then(|units| units.size_bytes(number)).unwrap_or_default(),
-            block_bytes: config.as_ref().map_or(0, |config| config.block_bytes),
+            block_bytes: config
+                .as_ref()
+                .filter(|_| state != LunState::Unavailable)
+                .map_or(0, |config| config.block_bytes),
             thin: config
                 .and_then(|config| config.thin)
                 .unwrap_or(matches!(lun.source, qrvsa_api::LunSource::Volume(_))),
