@@ -55,8 +55,8 @@ pub struct Mark {
 }
 
 struct State {
-    queue: Vec<Vec<u8>>,
-    queued_bytes: usize,
+    /// The entries of each call.
+    queue: Vec<Vec<Vec<u8>>>,
     appended: u64,
     durable: u64,
     /// Tickets up to here are durable through a commit.
@@ -95,7 +95,6 @@ impl IntentLog {
             pool_id,
             state: Mutex::new(State {
                 queue: Vec::new(),
-                queued_bytes: 0,
                 appended: 0,
                 durable: 0,
                 satisfied: 0,
@@ -163,7 +162,8 @@ impl IntentLog {
         (state.position - state.reclaimed) * 100 / size
     }
 
-    /// Queues entries, in order. They become durable together or in order.
+    /// Queues entries, in order. They become durable together if one block has room for them, which it has for all that is
+    /// logged of one object at once, and else in order.
     ///
     /// # Errors
     /// `Suspended` when the log cannot be written any more.
@@ -172,11 +172,8 @@ impl IntentLog {
         if let Some(reason) = &state.failed {
             fail!(Suspended, "the intent log cannot be written: {reason}");
         }
-        for entry in entries {
-            assert!(entry.len() <= ENTRY_BYTES_MAX);
-            state.queued_bytes += entry.len() + 4;
-            state.queue.push(entry);
-        }
+        assert!(entries.iter().all(|entry| entry.len() <= ENTRY_BYTES_MAX));
+        state.queue.push(entries);
         state.appended += 1;
         Ok(Ticket(state.appended))
     }
@@ -210,7 +207,6 @@ impl IntentLog {
             state.writing = true;
             let target = state.appended;
             let queue = std::mem::take(&mut state.queue);
-            state.queued_bytes = 0;
             drop(state);
             let result = self.write_blocks(queue);
             state = self.state.lock();
@@ -224,15 +220,24 @@ impl IntentLog {
         }
     }
 
-    fn write_blocks(&self, queue: Vec<Vec<u8>>) -> Result<()> {
+    fn write_blocks(&self, queue: Vec<Vec<Vec<u8>>>) -> Result<()> {
+        let fits = |len: usize| HEADER_BYTES + len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE;
         let mut payload: Vec<u8> = Vec::new();
-        for entry in queue {
-            if HEADER_BYTES + payload.len() + 4 + entry.len() > BLOCK_ROWS_MAX as usize * BLOCK_SIZE {
+        for call in queue {
+            // An atomic write with a hole punched into it is several entries: a crash leaves all or none.
+            let together = call.iter().map(|entry| entry.len() + 4).sum::<usize>();
+            if !payload.is_empty() && fits(together) && !fits(payload.len() + together) {
                 self.write_block(&payload)?;
                 payload.clear();
             }
-            payload.extend_from_slice(&(entry.len() as u32).to_le_bytes());
-            payload.extend_from_slice(&entry);
+            for entry in call {
+                if !payload.is_empty() && !fits(payload.len() + 4 + entry.len()) {
+                    self.write_block(&payload)?;
+                    payload.clear();
+                }
+                payload.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+                payload.extend_from_slice(&entry);
+            }
         }
         if payload.is_empty() { Ok(()) } else { self.write_block(&payload) }
     }
