@@ -67,7 +67,7 @@ def run(command):
     except subprocess.TimeoutExpired:
         return False, f"no end after {DEADLINE_S} s"
     lines = done.stdout.splitlines()
-    first = next((line for line in lines if line.startswith("VIOLATION")), None)
+    first = next((line for line in lines if line.startswith(("VIOLATION", "seed "))), None)
     panic = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if "panicked at" in line), None)
     last = lines[-1] if lines else f"ended with {done.returncode}"
     return done.returncode == 0, (first or panic or last)[:200]
@@ -78,10 +78,12 @@ def suites_of(mutant):
 
 
 def steps(mutant):
-    """What to run until it is caught: the workload that is known to show it, then whole suites."""
+    """What to run until it is caught: the workload or seed that is known to show it, then whole suites."""
     if "workload" in mutant:
         number = str(mutant["workload"])
         yield f"crash-states, workload {number}", [SIM, "crash-states", "--workload", number, "--fail-fast"]
+    if "seed" in mutant:
+        yield f"seed {mutant['seed']}", [SIM, "replay", "--seed", str(mutant["seed"])]
     for suite in suites_of(mutant):
         yield suite, SUITES[suite]
 

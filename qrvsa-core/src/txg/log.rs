@@ -69,8 +69,19 @@ struct State {
     sequence: u64,
     reclaimed: u64,
     generation: u64,
+    /// The newest transaction group that is durable.
+    committed: u64,
     segments: Vec<Arc<Group>>,
     failed: Option<String>,
+}
+
+/// What a replay found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replayed {
+    /// Blocks handed out.
+    pub blocks: u64,
+    /// The log went on, behind the commit of this transaction group, which the caller does not have.
+    pub missing: Option<u64>,
 }
 
 /// The log of a pool.
@@ -104,6 +115,7 @@ impl IntentLog {
                 sequence: start.sequence,
                 reclaimed: position,
                 generation: start.generation,
+                committed: start.base_txg,
                 segments,
                 failed: None,
             }),
@@ -145,6 +157,7 @@ impl IntentLog {
     pub fn committed(&self, mark: &Mark) {
         let mut state = self.state.lock();
         state.satisfied = state.satisfied.max(mark.appended);
+        state.committed = state.committed.max(mark.start.base_txg);
         self.changed.notify_all();
     }
 
@@ -262,7 +275,7 @@ impl IntentLog {
                 fail!(NoSpace, "the intent log is full");
             }
             let group = state.segments[((position / per_segment) % n) as usize].clone();
-            let header = block::header(self.pool_id, state.generation, state.sequence, payload);
+            let header = block::header(self.pool_id, state.generation, state.sequence, state.committed, payload);
             state.position = position + rows;
             state.sequence += 1;
             (group, (position % per_segment) as u32, header)
@@ -311,11 +324,12 @@ impl IntentLog {
     }
 
     /// Reads the log from its start, handing every valid entry's bytes out in order, and leaves the log positioned behind
-    /// the last valid block. Returns how many blocks there were.
+    /// the last valid block. `root_txg` is the newest group that the caller has: a block that was written when a later one
+    /// was durable ends the log. Devices have lost what they acknowledged, then, and the entries behind that build upon it.
     ///
     /// # Errors
     /// Those of `each`, and `Corrupt` for entries that do not parse although their block's checksum is right.
-    pub fn replay(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+    pub fn replay(&self, root_txg: u64, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<Replayed> {
         let mut blocks = 0;
         let mut cache = ChunkCache::default();
         loop {
@@ -324,24 +338,27 @@ impl IntentLog {
                 (s.position, s.sequence, s.generation, s.segments.clone())
             };
             if segments.is_empty() {
-                return Ok(blocks);
+                return Ok(Replayed { blocks, missing: None });
             }
             let per_segment = segment_rows(&self.space);
             let here = self.read_block(&segments, position, generation, sequence, &mut cache)?;
-            let (position, payload) = match here {
-                Some(payload) => (position, payload),
+            let (position, (committed, payload)) = match here {
+                Some(block) => (position, block),
                 None => {
                     // the writer may have skipped to the next segment
                     let next = position.next_multiple_of(per_segment);
                     if next == position {
-                        return Ok(blocks);
+                        return Ok(Replayed { blocks, missing: None });
                     }
                     match self.read_block(&segments, next, generation, sequence, &mut cache)? {
-                        Some(payload) => (next, payload),
-                        None => return Ok(blocks),
+                        Some(block) => (next, block),
+                        None => return Ok(Replayed { blocks, missing: None }),
                     }
                 }
             };
+            if committed > root_txg {
+                return Ok(Replayed { blocks, missing: Some(committed) });
+            }
             let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
             for entry in block::entries(&payload) {
                 each(entry?)?;
@@ -353,7 +370,7 @@ impl IntentLog {
         }
     }
 
-    /// The payload of the block at a position, from the first column where it is valid; `None` when a column that can be
+    /// The block at a position, as the group that was durable then and its payload, from the first column where it is valid; `None` when a column that can be
     /// read shows that there is none. (An acknowledged block is on every column that was in service.)
     ///
     /// # Errors
@@ -366,7 +383,7 @@ impl IntentLog {
         generation: u64,
         sequence: u64,
         cache: &mut ChunkCache,
-    ) -> Result<Option<Vec<u8>>> {
+    ) -> Result<Option<(u64, Vec<u8>)>> {
         let per_segment = segment_rows(&self.space);
         let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
         let row = (position % per_segment) as u32;
@@ -380,7 +397,8 @@ impl IntentLog {
                 }
                 Rows::Absent => continue,
             };
-            let Some((len, sum)) = block::parse_header(&first, self.pool_id, generation, sequence) else {
+            let header = block::parse_header(&first, self.pool_id, generation, sequence);
+            let Some(block::Header { len, sum, committed }) = header else {
                 readable += 1;
                 continue;
             };
@@ -393,7 +411,7 @@ impl IntentLog {
                 Rows::Bytes(block) => {
                     let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
                     if block::sum(&block[..HEADER_BYTES], payload) == sum {
-                        return Ok(Some(payload.to_vec()));
+                        return Ok(Some((committed, payload.to_vec())));
                     }
                     readable += 1;
                 }

@@ -365,7 +365,9 @@ impl Explorer<'_> {
         // more often where an uberblock is on some devices only: what the import does about that is what saves the next
         let chance = if on_some_devices(open, choice) { 60 } else { 400 };
         let nest = !self.nested && turn % chance == 7;
-        self.state(&images, &stretch.allowed, &stretch.volumes, None, nest, turn % 16 == 3);
+        // what is crashed again in its import has not gone on yet
+        let go_on = turn % 16 == 3 && !nest;
+        self.state(&images, &stretch.allowed, &stretch.volumes, None, nest, go_on);
         // the state before the newest is whole as long as no newer one is durable
         if turn % 8 == 5 && !self.nested {
             self.found.states += 1;

@@ -695,8 +695,11 @@ impl Inner {
             return;
         }
         let pool = self.pool();
-        if pool.suspended().is_none() && pool.commit().is_ok() {
-            self.all_durable();
+        if pool.suspended().is_none() {
+            match pool.commit() {
+                Ok(()) => self.all_durable(),
+                Err(_) => self.allowed.push(self.full_state()),
+            }
         }
     }
 }
