@@ -228,8 +228,11 @@ impl Inner {
 
     fn rest(&mut self) {
         self.settle_hits();
-        let state = self.resting_state();
-        self.bus.0.lock().state = state;
+        // without power every device fails: that is not the state the crash meets
+        if !self.off() {
+            let state = self.resting_state();
+            self.bus.0.lock().state = state;
+        }
     }
 
     fn full_state(&self) -> State {
