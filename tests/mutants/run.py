@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Mutation check: breaks the engine on purpose, one breakage at a time, and asks whether the simulator notices.
+"""Mutation check: breaks the engine on purpose, one breakage at a time, and asks whether the tests notice.
 
-run.py [NAME...]: only the mutants whose names contain one of the words. Works on a copy of the tracked files below the
-target directory; the tree itself is not touched. Ends with `mutants: N, C caught`.
+run.py [--passed] [WORD...]: only the mutants whose names contain one of the words. Works on a copy of the tracked files below
+the target directory; the tree itself is not touched. The engine as it is has to pass first; `--passed`: it did a moment
+ago. A mutant is caught by the first violation. Ends with a table and `mutants: N, C caught`.
 """
 
 import os
@@ -18,11 +19,22 @@ TOP = HERE.parent.parent
 WORK = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target")) / "mutants"
 SOURCE = WORK / "source"
 TARGET = WORK / "target"
+SIM = str(TARGET / "sim" / "qrvsa-sim")
 SUITES = {
-    "crash-states": ["crash-states", "--states", "12000", "--fail-fast"],
-    "seeds": ["seeds", "--count", "700", "--fail-fast"],
+    "crash-states": [SIM, "crash-states", "--states", "12000", "--fail-fast"],
+    "seeds": [SIM, "seeds", "--count", "700", "--fail-fast"],
+    # the crash exploration of VHDX images: the tests of the engine's crate
+    "vhdx": ["cargo", "test", "--quiet", "--profile", "sim", "--locked", "-p", "qrvsa-core", "--lib", "vhdx::tests::crash"],
 }
 DEADLINE_S = 900
+# a scratch profile: quick to build again, with the checks of a debug build
+ENVIRONMENT = dict(
+    os.environ,
+    CARGO_TARGET_DIR=str(TARGET),
+    CARGO_INCREMENTAL="1",
+    CARGO_PROFILE_SIM_OPT_LEVEL="1",
+    CARGO_PROFILE_SIM_CODEGEN_UNITS="128",
+)
 
 
 def copy_tree():
@@ -39,72 +51,91 @@ def copy_tree():
             shutil.copymode(source, target)
 
 
-def build():
-    # a scratch profile: quick to build again, with the checks of a debug build
-    env = dict(
-        os.environ,
-        CARGO_TARGET_DIR=str(TARGET),
-        CARGO_INCREMENTAL="1",
-        CARGO_PROFILE_SIM_OPT_LEVEL="1",
-        CARGO_PROFILE_SIM_CODEGEN_UNITS="64",
-    )
+def build(suites):
+    """Builds what these suites run; None, or what the compiler said."""
     command = ["cargo", "build", "--quiet", "--profile", "sim", "--locked", "-p", "qrvsa-sim"]
-    return subprocess.run(command, cwd=SOURCE, env=env, capture_output=True, text=True)
+    if suites == ["vhdx"]:
+        command = [*SUITES["vhdx"][:-1], "--no-run"]
+    done = subprocess.run(command, cwd=SOURCE, env=ENVIRONMENT, capture_output=True, text=True)
+    return done.stderr if done.returncode else None
 
 
-def run(suite):
-    """Whether the suite passes, and what it said last."""
-    command = [str(TARGET / "sim" / "qrvsa-sim"), *SUITES[suite]]
+def run(command):
+    """Whether a suite passes, and what it said first of what is wrong."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+        done = subprocess.run(command, cwd=SOURCE, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:
         return False, f"no end after {DEADLINE_S} s"
-    first = next((line for line in done.stdout.splitlines() if line.startswith("VIOLATION")), "")
-    last = done.stdout.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
-    return done.returncode == 0, (first or last[0])[:160]
+    lines = done.stdout.splitlines()
+    first = next((line for line in lines if line.startswith(("VIOLATION", "seed "))), None)
+    panic = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if "panicked at" in line), None)
+    last = lines[-1] if lines else f"ended with {done.returncode}"
+    return done.returncode == 0, (first or panic or last)[:200]
+
+
+def suites_of(mutant):
+    return mutant.get("suite", ["crash-states", "seeds"])
+
+
+def steps(mutant):
+    """What to run until it is caught: the workload or seed that is known to show it, then whole suites."""
+    if "workload" in mutant:
+        number = str(mutant["workload"])
+        yield f"crash-states, workload {number}", [SIM, "crash-states", "--workload", number, "--fail-fast"]
+    if "seed" in mutant:
+        yield f"seed {mutant['seed']}", [SIM, "replay", "--seed", str(mutant["seed"])]
+    for suite in suites_of(mutant):
+        yield suite, SUITES[suite]
 
 
 def main():
-    words = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--passed"]
+    passed = "--passed" in sys.argv
     mutants = tomllib.loads((HERE / "mutants.toml").read_text())["mutant"]
     mutants = [m for m in mutants if not words or any(w in m["name"] for w in words)]
+    # those of one build together
+    mutants.sort(key=lambda m: suites_of(m) == ["vhdx"])
     copy_tree()
-    built = build()
-    if built.returncode:
-        print(built.stderr)
-        print("mutants: 0, 0 caught")
-        return 1
-    if not words:
-        for suite in SUITES:
-            good, said = run(suite)
-            if not good:
-                print(f"the engine as it is fails already: {said}")
-                print("mutants: 0, 0 caught")
-                return 1
-    caught = 0
+    for suite in SUITES:
+        if passed or not any(suite in suites_of(m) for m in mutants):
+            continue
+        begin = time.monotonic()
+        broken = build([suite])
+        good, said = (False, broken) if broken else run(SUITES[suite])
+        print(f"the engine as it is, {suite}: {said} ({time.monotonic() - begin:.0f} s)", flush=True)
+        if not good:
+            print("the engine as it is fails already\nmutants: 0, 0 caught")
+            return 1
+    caught, table = 0, []
     for mutant in mutants:
         begin = time.monotonic()
         path = SOURCE / mutant["file"]
         text = path.read_text()
         if text.count(mutant["old"]) != 1:
             print(f"BROKEN  {mutant['name']}: the text to replace occurs {text.count(mutant['old'])} times in {mutant['file']}")
+            table.append((mutant["name"], "does not apply"))
             continue
         path.write_text(text.replace(mutant["old"], mutant["new"]))
         try:
-            built = build()
-            if built.returncode:
-                print(f"BROKEN  {mutant['name']}: does not build\n{built.stderr[-2000:]}")
+            broken = build(suites_of(mutant))
+            if broken:
+                print(f"BROKEN  {mutant['name']}: does not build\n{broken[-2000:]}", flush=True)
+                table.append((mutant["name"], "does not build"))
                 continue
-            verdict, by = "MISSED", ""
-            for suite in mutant.get("suite", list(SUITES)):
-                good, said = run(suite)
+            verdict, by, said = "MISSED", "nothing", ""
+            for suite, command in steps(mutant):
+                good, words_said = run(command)
                 if not good:
-                    verdict, by = "caught", f" by {suite}: {said}"
+                    verdict, by, said = "caught", suite, words_said
                     caught += 1
                     break
-            print(f"{verdict}  {mutant['name']} ({time.monotonic() - begin:.0f} s){by}", flush=True)
+            table.append((mutant["name"], by))
+            print(f"{verdict}  {mutant['name']} ({time.monotonic() - begin:.0f} s) by {by}: {said}", flush=True)
         finally:
             path.write_text(text)
+    print("\n| breakage | caught by |\n|---|---|")
+    for name, by in table:
+        print(f"| {name} | {by} |")
     print(f"mutants: {len(mutants)}, {caught} caught")
     return 0 if caught == len(mutants) else 1
 

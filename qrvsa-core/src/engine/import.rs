@@ -357,7 +357,7 @@ impl Pool {
         }
         let mut entries = 0u64;
         self.replaying.store(true, std::sync::atomic::Ordering::Release);
-        let blocks = self.log.replay(|bytes| {
+        let replayed = self.log.replay(uber.txg, |bytes| {
             let entry = Entry::decode(bytes)?;
             if entry.txg > uber.log.base_txg {
                 entries += 1;
@@ -368,8 +368,17 @@ impl Pool {
             }
             Ok(())
         })?;
-        if blocks > 0 {
-            tracing::info!(pool = %self.name, blocks, entries, "intent log replayed");
+        if replayed.blocks > 0 {
+            tracing::info!(pool = %self.name, blocks = replayed.blocks, entries, "intent log replayed");
+        }
+        if let Some(missing) = replayed.missing {
+            let text = format!(
+                "no device has the commit of transaction group {missing}, which was durable once: devices lost what they had \
+                 acknowledged; the pool is as of group {}, and newer changes are gone",
+                uber.txg
+            );
+            tracing::error!(pool = %self.name, "{text}");
+            self.warnings.lock().push(text);
         }
         for dataset in self.datasets() {
             dataset.resume_orphans()?;

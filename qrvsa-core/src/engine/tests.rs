@@ -8,11 +8,12 @@ use super::pool::{Options, Pool};
 use super::status::JobState;
 use crate::dataset::Dataset;
 use crate::device::Device;
-use crate::device::sim::{CrashMode, PowerSwitch, SimConfig, SimControl, SimDevice};
+use crate::device::sim::{CrashMode, Effect, Fault, Operation, PowerSwitch, SimConfig, SimControl, SimDevice};
 use crate::env::{Environment, SeededRandom, SimClock};
 use crate::fs::store::Store;
 use crate::item::{Intent, Log, ObjectRef};
 use crate::pool::format::entries::MemberState;
+use crate::pool::format::layout;
 use crate::pool::space::Geometry;
 use crate::tree::Key;
 
@@ -480,4 +481,33 @@ fn a_full_pool_refuses_writes_gives_space_back_and_ends_where_it_began() {
         let after = world.pool().space.capacity().free;
         assert!(after + 64 >= before, "round {round}: {after} free of {before}");
     }
+}
+
+/// A device that loses an uberblock it acknowledged goes back in time. What was logged after that commit builds upon it: alone
+/// it would be a state that never was.
+#[test]
+fn what_the_log_has_behind_a_lost_commit_is_not_taken_alone() {
+    let mut world = World::new(geometry(1, 0), 1, 96, 5);
+    world.write(1, 0, &[1; 50_000]);
+    world.fsync(1);
+    world.pool().commit().unwrap();
+    world.write(2, 0, &[2; 50_000]);
+    world.fsync(2);
+    world.write(3, 0, &[3; 50_000]);
+    let ring = layout::RING_OFFSET..layout::RING_OFFSET + layout::RING_SLOTS * layout::SLOT_BYTES as u64;
+    world.disks[0].1.inject(Fault::new(Effect::Lose).on(Operation::Write).within(ring));
+    world.pool().commit().unwrap();
+    world.disks[0].1.clear_faults();
+    let committed = world.pool().committed_txg();
+    world.write(4, 0, &[4; 100]);
+    world.fsync(4);
+    assert_eq!(world.pool().committed_txg(), committed, "it is in the log alone");
+    world.crash(CrashMode::LoseAll);
+    world.import(|_| true).unwrap();
+    let is_there = |id| Store::get(&*world.dataset(), Key::new(id, 1, 0)).unwrap().is_some();
+    assert_eq!([1, 2, 3, 4].map(is_there), [true, true, false, false], "4 without 3 never was");
+    assert_eq!(world.read(2, 0, 50_000).unwrap(), [2; 50_000]);
+    let status = world.pool().status();
+    assert!(status.warnings.iter().any(|w| w.starts_with("no device has the commit")), "{:?}", status.warnings);
+    world.check();
 }

@@ -12,14 +12,26 @@ pub const HEADER_BYTES: usize = 64;
 /// Longest block in rows: 1 MiB.
 pub const BLOCK_ROWS_MAX: u64 = 256;
 
-/// The header of a block with this payload.
-pub fn header(pool_id: u128, generation: u64, sequence: u64, payload: &[u8]) -> [u8; HEADER_BYTES] {
+/// What a block's first bytes tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Length of the payload, bytes.
+    pub len: usize,
+    /// The checksum that [`sum`] has to give.
+    pub sum: u64,
+    /// The newest transaction group that was durable when the block was written; 0: not told.
+    pub committed: u64,
+}
+
+/// The header of a block with this payload, written while group `committed` is the newest that is durable.
+pub fn header(pool_id: u128, generation: u64, sequence: u64, committed: u64, payload: &[u8]) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
     header[8..24].copy_from_slice(&pool_id.to_le_bytes());
     header[24..32].copy_from_slice(&generation.to_le_bytes());
     header[32..40].copy_from_slice(&sequence.to_le_bytes());
     header[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    header[56..64].copy_from_slice(&committed.to_le_bytes());
     let sum = sum(&header, payload);
     header[48..56].copy_from_slice(&sum.to_le_bytes());
     header
@@ -36,9 +48,8 @@ pub fn sum(header: &[u8], payload: &[u8]) -> u64 {
     checksum(&clean) ^ checksum(payload).rotate_left(1)
 }
 
-/// Length of the payload and the checksum that a block's first bytes tell; `None` when this is not the block that is
-/// expected here.
-pub fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64) -> Option<(usize, u64)> {
+/// What a block's first bytes tell; `None` when this is not the block that is expected here.
+pub fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64) -> Option<Header> {
     let mut r = Reader::new(block, "intent log block");
     let ok = r.raw(8).ok()? == MAGIC
         && r.u128().ok()? == pool_id
@@ -50,7 +61,8 @@ pub fn parse_header(block: &[u8], pool_id: u128, generation: u64, sequence: u64)
     let len = r.u32().ok()? as usize;
     r.u32().ok()?;
     let sum = r.u64().ok()?;
-    (len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES).then_some((len, sum))
+    let committed = r.u64().ok()?;
+    (len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES).then_some(Header { len, sum, committed })
 }
 
 /// The entries of a payload, in order; after the first error nothing.
@@ -74,9 +86,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
         let payload = [&3u32.to_le_bytes()[..], b"abc", &0u32.to_le_bytes(), &1u32.to_le_bytes(), b"d"].concat();
-        let block = [&header(7, 1, 9, &payload)[..], &payload].concat();
-        let (len, written) = parse_header(&block, 7, 1, 9).unwrap();
-        assert_eq!((len, written), (payload.len(), sum(&block, &payload)));
+        let block = [&header(7, 1, 9, 5, &payload)[..], &payload].concat();
+        let read = parse_header(&block, 7, 1, 9).unwrap();
+        assert_eq!(read, Header { len: payload.len(), sum: sum(&block, &payload), committed: 5 });
         assert!(parse_header(&block, 8, 1, 9).is_none());
         assert!(parse_header(&block, 7, 2, 9).is_none());
         assert!(parse_header(&block, 7, 1, 10).is_none());

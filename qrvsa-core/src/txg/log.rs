@@ -55,8 +55,8 @@ pub struct Mark {
 }
 
 struct State {
-    queue: Vec<Vec<u8>>,
-    queued_bytes: usize,
+    /// The entries of each call.
+    queue: Vec<Vec<Vec<u8>>>,
     appended: u64,
     durable: u64,
     /// Tickets up to here are durable through a commit.
@@ -69,8 +69,19 @@ struct State {
     sequence: u64,
     reclaimed: u64,
     generation: u64,
+    /// The newest transaction group that is durable.
+    committed: u64,
     segments: Vec<Arc<Group>>,
     failed: Option<String>,
+}
+
+/// What a replay found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replayed {
+    /// Blocks handed out.
+    pub blocks: u64,
+    /// The log went on, behind the commit of this transaction group, which the caller does not have.
+    pub missing: Option<u64>,
 }
 
 /// The log of a pool.
@@ -95,7 +106,6 @@ impl IntentLog {
             pool_id,
             state: Mutex::new(State {
                 queue: Vec::new(),
-                queued_bytes: 0,
                 appended: 0,
                 durable: 0,
                 satisfied: 0,
@@ -105,6 +115,7 @@ impl IntentLog {
                 sequence: start.sequence,
                 reclaimed: position,
                 generation: start.generation,
+                committed: start.base_txg,
                 segments,
                 failed: None,
             }),
@@ -146,6 +157,7 @@ impl IntentLog {
     pub fn committed(&self, mark: &Mark) {
         let mut state = self.state.lock();
         state.satisfied = state.satisfied.max(mark.appended);
+        state.committed = state.committed.max(mark.start.base_txg);
         self.changed.notify_all();
     }
 
@@ -163,7 +175,8 @@ impl IntentLog {
         (state.position - state.reclaimed) * 100 / size
     }
 
-    /// Queues entries, in order. They become durable together or in order.
+    /// Queues entries, in order. They become durable together if one block has room for them, which it has for all that is
+    /// logged of one object at once, and else in order.
     ///
     /// # Errors
     /// `Suspended` when the log cannot be written any more.
@@ -172,11 +185,8 @@ impl IntentLog {
         if let Some(reason) = &state.failed {
             fail!(Suspended, "the intent log cannot be written: {reason}");
         }
-        for entry in entries {
-            assert!(entry.len() <= ENTRY_BYTES_MAX);
-            state.queued_bytes += entry.len() + 4;
-            state.queue.push(entry);
-        }
+        assert!(entries.iter().all(|entry| entry.len() <= ENTRY_BYTES_MAX));
+        state.queue.push(entries);
         state.appended += 1;
         Ok(Ticket(state.appended))
     }
@@ -210,7 +220,6 @@ impl IntentLog {
             state.writing = true;
             let target = state.appended;
             let queue = std::mem::take(&mut state.queue);
-            state.queued_bytes = 0;
             drop(state);
             let result = self.write_blocks(queue);
             state = self.state.lock();
@@ -224,15 +233,24 @@ impl IntentLog {
         }
     }
 
-    fn write_blocks(&self, queue: Vec<Vec<u8>>) -> Result<()> {
+    fn write_blocks(&self, queue: Vec<Vec<Vec<u8>>>) -> Result<()> {
+        let fits = |len: usize| HEADER_BYTES + len <= BLOCK_ROWS_MAX as usize * BLOCK_SIZE;
         let mut payload: Vec<u8> = Vec::new();
-        for entry in queue {
-            if HEADER_BYTES + payload.len() + 4 + entry.len() > BLOCK_ROWS_MAX as usize * BLOCK_SIZE {
+        for call in queue {
+            // An atomic write with a hole punched into it is several entries: a crash leaves all or none.
+            let together = call.iter().map(|entry| entry.len() + 4).sum::<usize>();
+            if !payload.is_empty() && fits(together) && !fits(payload.len() + together) {
                 self.write_block(&payload)?;
                 payload.clear();
             }
-            payload.extend_from_slice(&(entry.len() as u32).to_le_bytes());
-            payload.extend_from_slice(&entry);
+            for entry in call {
+                if !payload.is_empty() && !fits(payload.len() + 4 + entry.len()) {
+                    self.write_block(&payload)?;
+                    payload.clear();
+                }
+                payload.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+                payload.extend_from_slice(&entry);
+            }
         }
         if payload.is_empty() { Ok(()) } else { self.write_block(&payload) }
     }
@@ -257,7 +275,7 @@ impl IntentLog {
                 fail!(NoSpace, "the intent log is full");
             }
             let group = state.segments[((position / per_segment) % n) as usize].clone();
-            let header = block::header(self.pool_id, state.generation, state.sequence, payload);
+            let header = block::header(self.pool_id, state.generation, state.sequence, state.committed, payload);
             state.position = position + rows;
             state.sequence += 1;
             (group, (position % per_segment) as u32, header)
@@ -306,11 +324,12 @@ impl IntentLog {
     }
 
     /// Reads the log from its start, handing every valid entry's bytes out in order, and leaves the log positioned behind
-    /// the last valid block. Returns how many blocks there were.
+    /// the last valid block. `root_txg` is the newest group that the caller has: a block that was written when a later one
+    /// was durable ends the log. Devices have lost what they acknowledged, then, and the entries behind that build upon it.
     ///
     /// # Errors
     /// Those of `each`, and `Corrupt` for entries that do not parse although their block's checksum is right.
-    pub fn replay(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+    pub fn replay(&self, root_txg: u64, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<Replayed> {
         let mut blocks = 0;
         let mut cache = ChunkCache::default();
         loop {
@@ -319,24 +338,27 @@ impl IntentLog {
                 (s.position, s.sequence, s.generation, s.segments.clone())
             };
             if segments.is_empty() {
-                return Ok(blocks);
+                return Ok(Replayed { blocks, missing: None });
             }
             let per_segment = segment_rows(&self.space);
             let here = self.read_block(&segments, position, generation, sequence, &mut cache)?;
-            let (position, payload) = match here {
-                Some(payload) => (position, payload),
+            let (position, (committed, payload)) = match here {
+                Some(block) => (position, block),
                 None => {
                     // the writer may have skipped to the next segment
                     let next = position.next_multiple_of(per_segment);
                     if next == position {
-                        return Ok(blocks);
+                        return Ok(Replayed { blocks, missing: None });
                     }
                     match self.read_block(&segments, next, generation, sequence, &mut cache)? {
-                        Some(payload) => (next, payload),
-                        None => return Ok(blocks),
+                        Some(block) => (next, block),
+                        None => return Ok(Replayed { blocks, missing: None }),
                     }
                 }
             };
+            if committed > root_txg {
+                return Ok(Replayed { blocks, missing: Some(committed) });
+            }
             let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
             for entry in block::entries(&payload) {
                 each(entry?)?;
@@ -348,7 +370,7 @@ impl IntentLog {
         }
     }
 
-    /// The payload of the block at a position, from the first column where it is valid; `None` when a column that can be
+    /// The block at a position, as the group that was durable then and its payload, from the first column where it is valid; `None` when a column that can be
     /// read shows that there is none. (An acknowledged block is on every column that was in service.)
     ///
     /// # Errors
@@ -361,7 +383,7 @@ impl IntentLog {
         generation: u64,
         sequence: u64,
         cache: &mut ChunkCache,
-    ) -> Result<Option<Vec<u8>>> {
+    ) -> Result<Option<(u64, Vec<u8>)>> {
         let per_segment = segment_rows(&self.space);
         let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
         let row = (position % per_segment) as u32;
@@ -375,7 +397,8 @@ impl IntentLog {
                 }
                 Rows::Absent => continue,
             };
-            let Some((len, sum)) = block::parse_header(&first, self.pool_id, generation, sequence) else {
+            let header = block::parse_header(&first, self.pool_id, generation, sequence);
+            let Some(block::Header { len, sum, committed }) = header else {
                 readable += 1;
                 continue;
             };
@@ -388,7 +411,7 @@ impl IntentLog {
                 Rows::Bytes(block) => {
                     let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
                     if block::sum(&block[..HEADER_BYTES], payload) == sum {
-                        return Ok(Some(payload.to_vec()));
+                        return Ok(Some((committed, payload.to_vec())));
                     }
                     readable += 1;
                 }

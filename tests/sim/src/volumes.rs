@@ -51,6 +51,20 @@ pub enum Verb {
     /// Writes so many bytes drawn from a seed at an offset, has them put on their way to the log, and overwrites them before
     /// that is waited for: what another caller can do at that moment.
     Overtake(u64, usize, u64),
+    /// Writes so many bytes drawn from a seed at an offset as a whole or not at all, and discards a part of them before that
+    /// is durable; behind so many writes there that are on their way to the log.
+    Pierce {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: usize,
+        /// What is discarded, in bytes of the volume.
+        hole: (u64, u64),
+        /// What they are drawn from.
+        seed: u64,
+        /// Writes before it: they take room in the block of the log that it would be in.
+        crowd: u64,
+    },
     /// Zeroes so many bytes from an offset, and gives back their space.
     Discard(u64, u64),
     /// Makes everything durable.
@@ -298,6 +312,11 @@ pub fn follow(models: &mut Models, deed: &Deed, done: bool) {
                     model.put(*offset, &pattern(*seed, *len), false);
                     model.put(*offset, &pattern(*seed ^ 1 << 40, *len), false);
                 }
+                Verb::Pierce { offset, len, hole, seed, crowd } => {
+                    (0..*crowd).for_each(|i| model.put(*offset, &pattern(seed ^ (i + 1) << 40, *len), false));
+                    model.put(*offset, &pattern(*seed, *len), true);
+                    model.put(hole.0, &vec![0; (hole.1 - hole.0) as usize], false);
+                }
                 Verb::Discard(offset, len) => model.put(*offset, &vec![0; *len as usize], false),
                 Verb::Flush if done => {
                     let absent = model.maybe_absent;
@@ -367,11 +386,16 @@ pub fn run(session: &mut Session, models: &Models, deed: &Deed) -> Result<()> {
         }
         Verb::Overtake(offset, len, seed) => {
             volume.write(*offset, &pattern(*seed, *len), false)?;
-            if let Some(dataset) = session.pool.dataset(name) {
-                let object = ObjectRef { id: VOLUME_OBJECT, record_size: volume.record_bytes() };
-                Store::log_object(&*dataset, object, &[])?;
-            }
+            send_to_log(session, name)?;
             volume.write(*offset, &pattern(*seed ^ 1 << 40, *len), false)?;
+        }
+        Verb::Pierce { offset, len, hole, seed, crowd } => {
+            for i in 0..*crowd {
+                volume.write(*offset, &pattern(seed ^ (i + 1) << 40, *len), false)?;
+                send_to_log(session, name)?;
+            }
+            volume.write_atomic(*offset, &pattern(*seed, *len), false)?;
+            volume.discard(hole.0, hole.1 - hole.0)?;
         }
         Verb::Discard(offset, len) => volume.discard(*offset, *len)?,
         Verb::Flush => volume.flush()?,
@@ -384,6 +408,15 @@ pub fn run(session: &mut Session, models: &Models, deed: &Deed) -> Result<()> {
             }
         }
         Verb::Create(_) | Verb::Destroy | Verb::Resize(_) => {}
+    }
+    Ok(())
+}
+
+/// Puts what was written on its way to the log, without waiting for it: as a caller that is about to.
+fn send_to_log(session: &Session, name: &str) -> Result<()> {
+    if let Some(dataset) = session.pool.dataset(name) {
+        let object = ObjectRef { id: VOLUME_OBJECT, record_size: session.volumes[name].record_bytes() };
+        Store::log_object(&*dataset, object, &[])?;
     }
     Ok(())
 }
@@ -416,7 +449,7 @@ pub fn deed(random: &SeededRandom, models: &Models) -> Option<Deed> {
         let aligned = len / 4096 * 4096;
         (offset, if aligned > 0 && random.chance(1, 2) { aligned } else { len })
     };
-    let verb = match random.below(20) {
+    let verb = match random.below(21) {
         0..=8 => {
             let (offset, len) = part(*pick(random, &[700, 4096, 20_000, 140_000]));
             let way = *pick(random, &[Way::Plain, Way::Plain, Way::Plain, Way::Atomic, Way::Compared]);
@@ -433,6 +466,15 @@ pub fn deed(random: &SeededRandom, models: &Models) -> Option<Deed> {
             Verb::Overtake(offset, len as usize, random.next_u64())
         }
         16 => Verb::Resize((1 + random.below(60)) * 8192),
+        20 if size >= 12_288 => {
+            let len = 12_288 + random.below(size.min(130_000) - 12_287);
+            let offset = random.below(size - len + 1);
+            let from = offset + random.below(len);
+            let to = from + 1 + random.below(offset + len - from);
+            // so many that it would lie at the end of a block of the log, which is of 1 MiB, or none
+            let crowd = if random.chance(1, 4) { (1 << 20) / (len + 4096) } else { 0 };
+            Verb::Pierce { offset, len: len as usize, hole: (from, to), seed: random.next_u64() >> 1, crowd }
+        }
         _ => Verb::Read,
     };
     Some(Deed { volume, verb })

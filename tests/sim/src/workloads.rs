@@ -65,7 +65,7 @@ fn file(model: &Model, path: &str) -> Option<Ino> {
 /// Number of operations on files.
 const FILE_OPERATIONS: usize = 30;
 /// Number of operations.
-pub const OPERATIONS: usize = FILE_OPERATIONS + 16;
+pub const OPERATIONS: usize = FILE_OPERATIONS + 20;
 
 /// An operation by number; `None` if it makes no sense now.
 pub fn operation(model: &Model, volumes: &volumes::Models, number: usize) -> Option<Step> {
@@ -85,7 +85,7 @@ fn on_volumes(volumes: &volumes::Models, number: usize) -> Option<Deed> {
     let deed = |volume: &str, verb: Verb| {
         let end = match verb {
             Verb::Discard(offset, len) => offset + len,
-            Verb::Overtake(offset, len, _) => offset + len as u64,
+            Verb::Overtake(offset, len, _) | Verb::Pierce { offset, len, .. } => offset + len as u64,
             _ => 0,
         };
         let makes_sense = match volumes.get(volume) {
@@ -93,6 +93,9 @@ fn on_volumes(volumes: &volumes::Models, number: usize) -> Option<Deed> {
             None => matches!(verb, Verb::Create(_)),
         };
         makes_sense.then(|| Deed { volume: volume.to_owned(), verb })
+    };
+    let pierce = |volume: &str, offset: u64, hole: (u64, u64), crowd: u64| {
+        deed(volume, Verb::Pierce { offset, len: 24_576, hole, seed: number as u64 + 50, crowd })
     };
     match number {
         0 => write("v", 0, 4096, Way::Plain, false),
@@ -111,6 +114,11 @@ fn on_volumes(volumes: &volumes::Models, number: usize) -> Option<Deed> {
         13 => deed("v", Verb::Destroy),
         14 => deed("w", Verb::Create(VOLUMES[1].1)),
         15 => deed("v", Verb::Overtake(2000, 9000, 70)),
+        16 => pierce("v", 8192, (16_384, 24_576), 0),
+        // its two parts would lie on both sides of the end of a block of the log
+        17 => pierce("v", 8192, (16_384, 24_576), 42),
+        18 => pierce("r", 4096, (8192, 16_384), 42),
+        19 => deed("v", Verb::Discard(13_000, 9000)),
         _ => None,
     }
 }

@@ -82,6 +82,12 @@ struct Inner {
     rotten: bool,
     /// The transaction group at which the devices' past was kept.
     past: u64,
+    /// A rebuild or a replacement is under way.
+    rebuilding: bool,
+    /// The group that was committed when the work in a pause of a job ended.
+    committed: u64,
+    /// The power fails in the next rebuild.
+    cut_rebuild: bool,
 }
 
 /// A world.
@@ -120,6 +126,9 @@ pub fn run(seed: u64, say: bool) -> Outcome {
         next_beyond: false,
         rotten: false,
         past: 0,
+        rebuilding: false,
+        committed: 0,
+        cut_rebuild: false,
     };
     let world = World(Arc::new(Mutex::new(inner)));
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live(&plan, devices)));
@@ -205,6 +214,9 @@ impl Inner {
     /// How many members are out, and with it the state of a pool that does nothing special.
     fn resting_state(&self) -> PoolState {
         let Some(session) = &self.session else { return PoolState::Importing };
+        if self.rebuilding {
+            return PoolState::Rebuilding;
+        }
         let members = session.pool.space.members();
         let out = members.iter().filter(|m| m.state() != MemberState::Removed && !m.in_service()).count();
         match out {
@@ -216,8 +228,11 @@ impl Inner {
 
     fn rest(&mut self) {
         self.settle_hits();
-        let state = self.resting_state();
-        self.bus.0.lock().state = state;
+        // without power every device fails: that is not the state the crash meets
+        if !self.off() {
+            let state = self.resting_state();
+            self.bus.0.lock().state = state;
+        }
     }
 
     fn full_state(&self) -> State {
@@ -354,6 +369,7 @@ impl Inner {
         for attempt in 0..6 {
             self.crashes += 1;
             self.bus.crash(&self.random);
+            self.rebuilding = false;
             self.bus.0.lock().state = PoolState::Importing;
             if attempt == 0 && goal.is_none() {
                 self.restore_old(committed);
@@ -652,15 +668,41 @@ fn options() -> qrvsa_core::engine::Options {
 }
 
 impl Inner {
-    /// A job commits on its own: what was there when it began is durable, or more.
-    fn after_job(&mut self, committed: u64, before: State) {
+    /// A job commits on its own, between its pauses: what was there at the end of the last one is durable.
+    fn note_commits(&mut self) {
         let Some(session) = &self.session else { return };
-        let full = self.full_state();
-        if session.pool.committed_txg() != committed || self.off() {
-            self.allowed.extend([before, full]);
-        }
-        if !self.off() && session.pool.suspended().is_none() && session.pool.commit().is_ok() {
+        let committed = session.pool.committed_txg();
+        if committed != self.committed {
+            self.committed = committed;
             self.all_durable();
+        }
+    }
+
+    /// A pause of a job is over.
+    fn end_pause(&mut self) {
+        if let Some(session) = &self.session {
+            self.committed = session.pool.committed_txg();
+        }
+    }
+
+    /// After a job: what was there when it ended is durable, or may be.
+    fn after_job(&mut self) {
+        if self.session.is_none() {
+            return;
+        }
+        self.note_commits();
+        if self.off() {
+            // perhaps in a commit of its own
+            let full = self.full_state();
+            self.allowed.push(full);
+            return;
+        }
+        let pool = self.pool();
+        if pool.suspended().is_none() {
+            match pool.commit() {
+                Ok(()) => self.all_durable(),
+                Err(_) => self.allowed.push(self.full_state()),
+            }
         }
     }
 }

@@ -276,6 +276,46 @@ fn what_makes_a_part_of_an_atomic_write_durable_takes_all_of_it() {
     }
 }
 
+/// A hole makes two entries of the log of an atomic write; in a block of the log with many others they may lie at its end.
+#[test]
+fn an_atomic_write_with_a_hole_is_not_torn_by_a_crash() {
+    let specs = [thin(4 * MIB), Spec { reserve: true, ..thin(4 * MIB) }];
+    for (spec, crowded) in specs.into_iter().flat_map(|spec| [(spec, true), (spec, false)]) {
+        let mut torn = 0;
+        for after in 0..7 {
+            let mut world = World::new(geometry(2, 1), 3, 96, after);
+            for name in ["v", "a", "b"] {
+                world.pool().create_volume(name, &spec).unwrap();
+            }
+            let volume = world.volume("v");
+            volume.write(0, &[1; 256 << 10], true).unwrap();
+            for name in ["a", "b"] {
+                // others that are about to wait for the log
+                let other = world.volume(name);
+                let len = if crowded { 480 << 10 } else { 4096 };
+                other.write(0, &vec![9; len], false).unwrap();
+                let object = ObjectRef { id: crate::volume::VOLUME_OBJECT, record_size: spec.record_bytes };
+                Store::log_object(&*world.pool().dataset(name).unwrap(), object, &[]).unwrap();
+            }
+            volume.write_atomic(0, &[2; 192 << 10], false).unwrap();
+            volume.discard(32 << 10, 48 << 10).unwrap();
+            world.power.cut_after(after);
+            let done = volume.flush();
+            drop(volume);
+            world.crash_and_import(CrashMode::LoseAll);
+            let found = read(&world.volume("v"), 0, 192 << 10);
+            let ends = [&found[..32 << 10], &found[80 << 10..]];
+            let old = ends.iter().any(|part| part.contains(&1));
+            let new = ends.iter().any(|part| part.contains(&2));
+            assert!(old != new, "cut after {after}, crowded {crowded}: a part of an atomic write");
+            assert!(new || done.is_err(), "cut after {after}: a flush was acknowledged");
+            torn += u32::from(old);
+            world.assert_checks();
+        }
+        assert!(torn > 0, "no crash came before the write was durable");
+    }
+}
+
 #[test]
 fn a_durable_write_does_not_wait_for_others() {
     let mut world = World::new(geometry(2, 2), 4, 96, 3);

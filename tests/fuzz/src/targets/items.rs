@@ -37,14 +37,14 @@ const POOL: u128 = 0x1111_2222;
 
 /// A block as it is; then the same bytes as the payload of a sound block.
 fn intent_log(input: &[u8]) -> bool {
-    if let Some((len, sum)) = block::parse_header(input, POOL, 1, 1)
+    if let Some(block::Header { len, sum, committed }) = block::parse_header(input, POOL, 1, 1)
         && let Some(payload) = input.get(block::HEADER_BYTES..).and_then(|rest| rest.get(..len))
         && block::sum(input, payload) == sum
     {
-        assert_eq!(block::header(POOL, 1, 1, payload)[..44], input[..44]);
+        assert_eq!(block::header(POOL, 1, 1, committed, payload)[..44], input[..44]);
     }
-    let header = block::header(POOL, 1, 1, input);
-    assert_eq!(block::parse_header(&header, POOL, 1, 1).map(|(len, _)| len), Some(input.len()));
+    let header = block::header(POOL, 1, 1, 3, input);
+    assert_eq!(block::parse_header(&header, POOL, 1, 1).map(|h| (h.len, h.committed)), Some((input.len(), 3)));
     let mut accepted = false;
     let mut total = 0;
     for bytes in block::entries(input) {
@@ -129,7 +129,7 @@ fn logs() -> Vec<Vec<u8>> {
         list.iter().flat_map(|e| [&(e.len() as u32).to_le_bytes()[..], e].concat()).collect()
     };
     let payload = packed(&entries);
-    let whole = [&block::header(POOL, 1, 1, &payload)[..], &payload].concat();
+    let whole = [&block::header(POOL, 1, 1, 0, &payload)[..], &payload].concat();
     entries.iter().map(|e| packed(std::slice::from_ref(e))).chain([payload, whole]).collect()
 }
 

@@ -97,7 +97,7 @@ impl World {
 
     /// Something happens.
     fn event(&self) -> Verdict<()> {
-        let choice = self.with(|w| w.random.below(14));
+        let choice = self.with(|w| w.random.below(15));
         match choice {
             0..=3 => {
                 self.with(|w| {
@@ -147,6 +147,7 @@ impl World {
                 }
                 if w.off() { w.recover(None) } else { Ok(()) }
             }),
+            13 => self.replace_one(None),
             _ => self.heal(),
         }
     }
@@ -207,10 +208,15 @@ impl World {
             }
             PoolState::Rebuilding => {
                 self.heal()?;
-                self.with(Inner::lose_one);
-                self.touch()?;
-                self.with(|w| w.next_beyond = !harmless && w.parity() < 2 && w.random.chance(2, 3));
-                self.bring_back(Some(goal))?;
+                if self.with(|w| w.random.chance(1, 2)) {
+                    // one that serves gives way to another: a fault anywhere is within the promise
+                    self.replace_one(Some(goal))?;
+                } else {
+                    self.with(Inner::lose_one);
+                    self.touch()?;
+                    self.with(|w| w.next_beyond = !harmless && w.parity() < 2 && w.random.chance(2, 3));
+                    self.bring_back(Some(goal))?;
+                }
                 self.work(4)
             }
         }
@@ -233,7 +239,7 @@ impl World {
             w.recover(None)
         })?;
         self.replace_missing()?;
-        self.rebuild(goal)
+        self.rebuild(goal, goal.is_some())
     }
 
     /// Members whose device is not there get another one.
@@ -264,50 +270,112 @@ impl World {
         })
     }
 
-    /// Rebuilds what is stale, with the workload running in the pauses.
-    fn rebuild(&self, goal: Option<plan::Goal>) -> Verdict<()> {
+    /// A member that serves is replaced by another device, and goes on serving until that has everything. The planned
+    /// fault meets the beginning, or the rebuild.
+    fn replace_one(&self, goal: Option<plan::Goal>) -> Verdict<()> {
+        let early = self.with(|w| {
+            let Some(session) = &w.session else { return Ok(false) };
+            let pool = session.pool.clone();
+            let members = pool.space.members();
+            let serving: Vec<u16> = members
+                .iter()
+                .filter(|m| m.state() == MemberState::Online && m.in_service())
+                .map(|m| m.index)
+                .collect();
+            if serving.is_empty() {
+                return Ok(false);
+            }
+            let index = *pick(&w.random, &serving);
+            let disk = w.bus.add(w.size, Image::default());
+            w.rebuilding = true;
+            w.rest();
+            let early = goal.filter(|_| w.random.chance(1, 4));
+            if let Some(goal) = early {
+                w.arm(goal);
+            }
+            let result = pool.begin_replace(&index.to_string(), w.bus.device(disk));
+            w.tell(|| format!("member {index}, which serves, gives way to disk{disk}: {result:?}"));
+            match result {
+                Ok(()) => w.all_durable(),
+                // whatever was to be durable then
+                Err(_) if w.off() => {
+                    let full = w.full_state();
+                    w.allowed.push(full);
+                }
+                Err(_) if w.beyond => {}
+                Err(e) => return Err(format!("a replacement failed within the promise: {e}")),
+            }
+            w.rest();
+            Ok(early.is_some())
+        })?;
+        self.rebuild(goal.filter(|_| !early), true)?;
+        self.with(|w| if w.off() { w.recover(None) } else { Ok(()) })
+    }
+
+    /// Rebuilds what is stale, with the workload running in the pauses. `troubled`: it need not end well.
+    fn rebuild(&self, goal: Option<plan::Goal>, troubled: bool) -> Verdict<()> {
+        let result = self.rebuild_now(goal, troubled);
+        self.with(|w| {
+            // without power it is under way until the crash
+            if !w.off() {
+                w.rebuilding = false;
+                w.rest();
+            }
+        });
+        result
+    }
+
+    fn rebuild_now(&self, goal: Option<plan::Goal>, troubled: bool) -> Verdict<()> {
         let Some(pool) = self.with(|w| w.session.as_ref().map(|s| s.pool.clone())) else { return Ok(()) };
         if !pool.needs_rebuild() || self.with(|w| w.off()) {
             return Ok(());
         }
-        let quiet = self.with(|w| {
-            w.settle_hits();
-            w.bus.0.lock().state = PoolState::Rebuilding;
+        let quiet = !troubled;
+        self.with(|w| {
+            w.rebuilding = true;
+            w.rest();
             if let Some(goal) = goal {
                 w.beyond |= w.next_beyond;
                 w.arm(goal);
             }
-            goal.is_none()
+            if std::mem::take(&mut w.cut_rebuild) && quiet && w.random.chance(1, 6) {
+                let mut bus = w.bus.0.lock();
+                bus.cut_at = Some(bus.changes + w.random.below(120));
+            }
         });
         let job = pool.new_rebuild();
         let world = self.clone();
         self.with(|w| {
             w.clock.set_yield(Some(Box::new(move || {
                 world.with(|w| {
+                    w.note_commits();
                     for _ in 0..w.random.below(4).max(u64::from(!quiet)) {
                         if w.problem.is_none() && !w.off() && w.session.is_some() {
                             let result = if !quiet || w.random.chance(1, 2) { w.provoke() } else { w.operate() };
                             if let Err(e) = result {
                                 w.problem = Some(format!("during a rebuild: {e}"));
                             }
-                            w.bus.0.lock().state = PoolState::Rebuilding;
                         }
                     }
+                    w.end_pause();
                 });
             })));
+            w.end_pause();
         });
-        let (committed, before) = (pool.committed_txg(), self.with(|w| w.full_state()));
         pool.run_rebuild(&job);
         self.with(|w| {
             w.clock.set_yield(None);
             w.tell(|| format!("rebuild: {:?} {}", job.state(), job.message()));
-            w.after_job(committed, before);
+            w.after_job();
             if let Some(problem) = w.problem.take() {
                 return Err(problem);
             }
             if w.off() {
-                w.bus.0.lock().state = PoolState::Rebuilding;
                 return w.recover(None);
+            }
+            {
+                let mut bus = w.bus.0.lock();
+                (bus.cut_at, bus.cut_on) = (None, None);
             }
             w.rest();
             if quiet && !w.beyond && (job.state() != JobState::Finished || pool.needs_rebuild()) {
@@ -329,19 +397,21 @@ impl World {
         self.with(|w| {
             w.clock.set_yield(Some(Box::new(move || {
                 world.with(|w| {
+                    w.note_commits();
                     if w.problem.is_none()
                         && let Err(e) = w.operate()
                     {
                         w.problem = Some(format!("during a scrub: {e}"));
                     }
+                    w.end_pause();
                 });
             })));
+            w.end_pause();
         });
-        let (committed, before) = (pool.committed_txg(), self.with(|w| w.full_state()));
         pool.run_scrub(&job);
         self.with(|w| {
             w.clock.set_yield(None);
-            w.after_job(committed, before);
+            w.after_job();
             w.rest();
             let (errors, repaired, lost) =
                 (job.errors.load(Relaxed), job.repaired.load(Relaxed), job.lost.load(Relaxed));
@@ -363,8 +433,11 @@ impl World {
 
     /// All devices are there, whole, and proven right.
     fn heal(&self) -> Verdict<()> {
-        for _ in 0..4 {
-            if self.with(|w| w.session.is_none()) {
+        for round in 0..4 {
+            if self.with(|w| {
+                w.cut_rebuild = round == 0;
+                w.session.is_none()
+            }) {
                 return Ok(());
             }
             self.bring_back(None)?;

@@ -53,6 +53,11 @@ impl Inner {
         if self.bus.0.lock().state == PoolState::Importing || goal.state == PoolState::Rebuilding {
             rule.skip = 0;
         }
+        // labels, uberblocks and the log are read by an import alone
+        let at_work = goal.state != PoolState::Importing && matches!(target, Target::Label | Target::Log);
+        if at_work && rule.op != Some(crate::bus::Op::Flush) {
+            rule.op = Some(crate::bus::Op::Write);
+        }
         // an import reads the log and does not write it
         let reads = rule.effect.is_possible_on_read();
         if goal.state == PoolState::Importing

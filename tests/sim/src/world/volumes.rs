@@ -48,7 +48,8 @@ impl Inner {
                 let state = self.bus.0.lock().state;
                 self.table.count(Kind::Full, Target::Data, state);
                 let reserved = self.volumes.get(&deed.volume).is_some_and(|v| v.spec.reserve);
-                if reserved && matches!(deed.verb, Verb::Write { .. } | Verb::Discard(..)) && !self.beyond {
+                let wants_room = matches!(deed.verb, Verb::Write { .. } | Verb::Pierce { .. } | Verb::Discard(..));
+                if reserved && wants_room && !self.beyond {
                     return Err(format!("{deed:?} found no room, which was set aside: {e}"));
                 }
                 self.half_done(deed)?;
@@ -75,8 +76,9 @@ impl Inner {
     /// After an error with the power on: a deed on contents was done, or not, or to a part.
     fn half_done(&mut self, deed: &Deed) -> Verdict<()> {
         let whole = matches!(deed.verb, Verb::Write { way: Way::Atomic | Way::Compared, .. });
-        if !matches!(deed.verb, Verb::Write { .. } | Verb::Overtake(..) | Verb::Discard(..)) || (whole && !self.beyond)
-        {
+        let contents =
+            matches!(deed.verb, Verb::Write { .. } | Verb::Overtake(..) | Verb::Pierce { .. } | Verb::Discard(..));
+        if !contents || (whole && !self.beyond) {
             return Ok(());
         }
         volumes::follow(&mut self.volumes, deed, false);
