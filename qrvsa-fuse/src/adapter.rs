@@ -240,15 +240,20 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _seat = Seats::take(&self.seats);
-        let result = self.run("lookup", parent, |ops| match name.as_bytes() {
-            // Asked for by file handles (NFS, open_by_handle_at), for files too.
-            b"." => ops.getattr(parent.0),
-            name => ops.lookup(parent.0, name),
-        });
+        if name == "." {
+            // Asked for by file handles (NFS, open_by_handle_at), for files too. Nobody keeps the inode from being removed
+            // meanwhile, as the directory's lock does for a name.
+            let found = self.run("lookup", parent, |ops| ops.find_and_remember(parent.0));
+            return match self.shown("lookup", found) {
+                Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION),
+                Err(errno) => reply.error(shown_errno(errno)),
+            };
+        }
+        let result = self.run("lookup", parent, |ops| ops.lookup(parent.0, name.as_bytes()));
         if !self.ops.may_cache_name(parent.0, name.as_bytes()) {
             return self.reply_entry_for("lookup", result, Duration::ZERO, reply);
         }
-        if result == Err(Errno::ENOENT) && name != "." && name != ".." {
+        if result == Err(Errno::ENOENT) && name != ".." {
             // Inode 0: "does not exist", and the kernel may remember that.
             let nothing = convert::bare_attr(0, FileType::RegularFile);
             return reply.entry_with_ttls(&Duration::ZERO, &ENTRY_TTL, &nothing, GENERATION);
@@ -300,13 +305,16 @@ impl fuser::Filesystem for Adapter {
             ctime: ctime.map(|t| qrvsa_core::fs::ops::SetTime::At(convert::requested_ns(t))),
         };
         let result = self.run("setattr", ino, |ops| {
-            if change == SetAttr::default() {
-                // What is left of a change that the kernel leaves to us (it says so elsewhere), or of a chown to nobody
-                // by anybody: no reason to change anything.
-                ops.getattr(ino.0)
-            } else {
-                ops.setattr(caller, ino.0, change)
+            if change != SetAttr::default() {
+                return ops.setattr(caller, ino.0, change);
             }
+            // What is left of a chown to nobody, which takes set-id bits away like any other; anybody may ask for it, but
+            // only the owner changes something. The same comes before a write that will itself say what to take away.
+            let attr = ops.getattr(ino.0)?;
+            if caller.uid != 0 && caller.uid != attr.uid {
+                return Ok(attr);
+            }
+            ops.setattr(caller, ino.0, SetAttr { uid: Some(attr.uid), ..SetAttr::default() })
         });
         self.reply_attr("setattr", result, reply);
     }
@@ -507,7 +515,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -524,7 +532,11 @@ impl fuser::Filesystem for Adapter {
         let sync = direct && flags.0 & libc::O_DSYNC != 0;
         let result = self.run("write", ino, |ops| {
             // Never "append": the offset is the end of the file when it has to be.
-            let count = ops.write(ino.0, offset, data, false, kill_priv)?;
+            let count = if kill_priv {
+                ops.write_unprivileged(caller(request), ino.0, offset, data)?
+            } else {
+                ops.write(ino.0, offset, data, false, false)?
+            };
             if sync {
                 ops.fsync(ino.0, true)?;
             }
@@ -618,11 +630,17 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
         let _seat = Seats::take(&self.seats);
         let mode = match flags {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
+            BOTH => {
+                // There is none that both make and replace.
+                let found = self.run("getxattr", ino, |ops| ops.getxattr(ino.0, name.as_bytes()));
+                return reply.error(shown_errno(found.err().unwrap_or(Errno::EEXIST)));
+            }
             _ => return reply.error(FuseErrno::EINVAL),
         };
         let name = name.as_bytes();
@@ -634,10 +652,13 @@ impl fuser::Filesystem for Adapter {
         reply_sized(self.run("getxattr", ino, |ops| ops.getxattr(ino.0, name.as_bytes())), size, reply);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _seat = Seats::take(&self.seats);
+        // The kernel refuses these to others, but lists what we tell.
+        let trusted = request.uid() == 0;
         let list = self.run("listxattr", ino, |ops| {
-            let names = ops.listxattr(ino.0)?;
+            let mut names = ops.listxattr(ino.0)?;
+            names.retain(|name| trusted || !name.starts_with(b"trusted."));
             let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
             for name in names {
                 list.extend_from_slice(&name);

@@ -5,8 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileHandle, FopenFlags};
 use qrvsa_core::fs::ops::Attr;
 
-use crate::convert;
-
 /// How long the kernel may use a name, found or not, without asking.
 pub(crate) const ENTRY_TTL: Duration = Duration::from_secs(3600);
 /// How long the kernel may use attributes without asking, while nothing happens to the inode.
@@ -21,9 +19,9 @@ pub(crate) const DIRECT_HANDLE: FileHandle = FileHandle(1);
 /// See [`DIRECT_HANDLE`].
 pub(crate) const HANDLE: FileHandle = FileHandle(0);
 
-/// Whether executing the file gives somebody else's rights.
+/// Whether the file has a bit that gives somebody else's rights, or that a write takes away.
 pub(crate) fn has_set_id(mode: u32) -> bool {
-    mode & libc::S_IFMT == libc::S_IFREG && convert::without_set_id(mode) != mode & 0o7777
+    mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0
 }
 
 /// How long attributes hold, from `now` on.
@@ -82,6 +80,7 @@ mod tests {
         assert_eq!(attr_ttl(&attr(0o100_755, i64::MIN), now), ATTR_TTL);
         assert_eq!(attr_ttl(&attr(0o104_755, 0), now), Duration::ZERO);
         assert_eq!(attr_ttl(&attr(0o102_755, 0), now), Duration::ZERO);
+        assert_eq!(attr_ttl(&attr(0o102_644, 0), now), Duration::ZERO);
         assert_eq!(attr_ttl(&attr(0o042_755, 0), now), ATTR_TTL, "on directories the bit gives no rights");
     }
 

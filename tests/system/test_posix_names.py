@@ -5,8 +5,8 @@ import stat
 import threading
 
 import syscalls
-from lib import check, options, same
-from syscalls import read_file, refuses, write_file
+from lib import check, drop_caches, options, same
+from syscalls import name_to_handle, open_by_handle, read_file, refuses, write_file
 
 
 def place(t, **kwargs):
@@ -238,3 +238,42 @@ def test_directory_reading(t):
         os.mkdir(os.path.join(d, name))
     types = {e.name: (e.is_dir(follow_symlinks=False), e.inode()) for e in os.scandir(d)}
     same(types["x"], (True, os.stat(os.path.join(d, "x")).st_ino), "type and inode in the listing")
+
+
+@options(anywhere=True)
+def test_file_handles(t):
+    """A file handle finds its file after renames and cold caches, and nothing once the file is gone."""
+    _, d = place(t)
+    os.mkdir(os.path.join(d, "sub"))
+    path = write_file(os.path.join(d, "sub/f"), b"content")
+    root = os.open(d, os.O_RDONLY)
+    file, sub = name_to_handle(path), name_to_handle(os.path.join(d, "sub"))
+
+    def contents(handle):
+        fd = open_by_handle(root, handle)
+        try:
+            return os.pread(fd, 100, 0)
+        finally:
+            os.close(fd)
+    drop_caches()
+    same(contents(file), b"content", "by a handle")
+    os.rename(path, os.path.join(d, "g"))
+    drop_caches()
+    same(contents(file), b"content", "by a handle, after a rename")
+    fd = open_by_handle(root, sub)
+    same(os.fstat(fd).st_ino, os.stat(os.path.join(d, "sub")).st_ino, "a directory by its handle")
+    os.close(fd)
+    held = open_by_handle(root, file)
+    os.unlink(os.path.join(d, "g"))
+    same(contents(file), b"content", "a removed file that is open, by its handle")
+    os.close(held)
+    os.rmdir(os.path.join(d, "sub"))
+    drop_caches()
+    for handle in (file, sub):
+        refuses(errno.ESTALE, open_by_handle, root, handle)
+    for i in range(50):
+        path = write_file(os.path.join(d, "n%d" % i), b"x" * 5000)
+        handle = name_to_handle(path)
+        os.unlink(path)
+        refuses(errno.ESTALE, open_by_handle, root, handle)
+    os.close(root)

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::contents::Kill;
 use crate::fs::dirent::{KIND_DIRENT, name_hash};
 use crate::fs::edit::Puts;
 use crate::fs::inode::{Inode, corrupt, inode_key, record_size_is_valid};
@@ -330,6 +331,19 @@ impl<S: Store> Operations for FileSystem<S> {
         self.open_files.open(ino);
     }
 
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        let inode = {
+            let _held = self.locks.shared(ino);
+            let inode = self.load(ino)?;
+            if inode.nlink == 0 {
+                return Err(Error::posix(Errno::ENOENT));
+            }
+            self.open_files.open(ino);
+            inode
+        };
+        self.attr_of(ino, &inode).inspect_err(|_| self.forget(ino, 1))
+    }
+
     fn forget(&self, ino: Ino, count: u64) {
         if let Some(object) = self.open_files.release(ino, count) {
             self.store.reap(object);
@@ -347,7 +361,12 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
-        self.write_contents(ino, offset, data, append, kill_priv)
+        let kill = if kill_priv { Kill::Privileges } else { Kill::Nothing };
+        self.write_contents(ino, offset, data, append, kill)
+    }
+
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write_contents(ino, offset, data, false, Kill::PrivilegesFor(caller))
     }
 
     fn has_late_errors(&self) -> bool {

@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
 
 /// An inode number. 1 is the root directory.
 pub type Ino = u64;
@@ -214,6 +216,16 @@ pub trait Operations: Send + Sync + 'static {
     fn remember(&self, ino: Ino) {
         let _ = ino;
     }
+    /// Finds an inode by its number, for a file handle: `ENOENT` when its last name is gone. (Whoever has it open knows it
+    /// already and does not ask.) Counts as [`Operations::remember`], in one step: it cannot be removed in between.
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        let attr = self.getattr(ino)?;
+        if attr.nlink == 0 {
+            return Err(Error::posix(Errno::ENOENT));
+        }
+        self.remember(ino);
+        Ok(attr)
+    }
     /// Takes back so many calls of [`Operations::remember`].
     fn forget(&self, ino: Ino, count: u64) {
         let _ = (ino, count);
@@ -225,6 +237,12 @@ pub trait Operations: Send + Sync + 'static {
     /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and
     /// `security.capability`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize>;
+    /// Writes as [`Operations::write`] does for a caller without the privilege to leave set-id bits: set-group-id goes
+    /// from a file that the group may not execute, too, unless the caller is in that group.
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        let _ = caller;
+        self.write(ino, offset, data, false, true)
+    }
     /// Whether an accepted write can fail later, so that [`Operations::flush`] has something to report. Fixed.
     fn has_late_errors(&self) -> bool {
         true

@@ -308,6 +308,10 @@ impl Operations for WithVolumes {
         }
     }
 
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        if ino >= OURS { self.attr(ino) } else { self.inner.find_and_remember(ino) }
+    }
+
     fn forget(&self, ino: Ino, count: u64) {
         if ino < OURS {
             self.inner.forget(ino, count);
@@ -333,6 +337,13 @@ impl Operations for WithVolumes {
         }
         face.write(offset, data)?;
         Ok(data.len())
+    }
+
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        if ino >= OURS {
+            return self.write(ino, offset, data, false, true);
+        }
+        self.inner.write_unprivileged(caller, ino, offset, data)
     }
 
     fn has_late_errors(&self) -> bool {

@@ -275,14 +275,10 @@ impl Daemon {
     fn check_mountpoint(&self, path: &Path) -> Result<PathBuf, ApiError> {
         need_absolute(path)?;
         let at = path.display();
-        let metadata = match std::fs::metadata(path) {
-            Err(e) if host::is_stale_error(&e) && self.mounts.lock().entries.values().any(|x| x.mountpoint == path) => {
-                self.mounter.detach_stale(path).api()?;
-                std::fs::metadata(path)
-            }
-            other => other,
-        };
-        match metadata {
+        if self.mounts.lock().entries.values().any(|x| x.mountpoint == path) {
+            self.mounter.detach_stale(path).api()?;
+        }
+        match std::fs::metadata(path) {
             Ok(metadata) if !metadata.is_dir() => {
                 Err(ApiError::invalid(format!("mount point {at} is not a directory")).with_hint("name a directory"))
             }
@@ -335,7 +331,12 @@ impl Daemon {
             match std::mem::replace(&mut entry.state, State::Unmounting) {
                 State::Mounted(mount) => (mount, entry.mountpoint.clone()),
                 State::Waiting => {
-                    mounts.entries.remove(&id);
+                    let entry = mounts.entries.remove(&id);
+                    drop(mounts);
+                    if let Some(entry) = entry {
+                        // what a daemon that died may have left there
+                        self.mounter.detach_stale(&entry.mountpoint).api()?;
+                    }
                     return Ok(());
                 }
                 other => {
