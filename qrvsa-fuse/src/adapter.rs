@@ -1,7 +1,7 @@
 //! Kernel requests, as the `fuser` library shows them, to [`Operations`] and back.
 //!
-//! Stateless but for the count of opens: inode numbers are never reused, so lookups need no counting, FORGET means nothing
-//! and file handles only tell direct I/O. Every operation runs on the session thread that received it and blocks that thread only.
+//! Stateless but for the count of opens and the ends of listings: inode numbers are never reused, and handles of files only
+//! tell direct I/O. Every operation runs on the session thread that received it and blocks that thread only.
 //!
 //! Invariants: each request is answered exactly once, also when the operation panics; nothing here touches a mounted path.
 
@@ -28,7 +28,7 @@ use qrvsa_core::{Error, Result};
 use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, HANDLE, attr_ttl, has_set_id, open_file};
 use crate::convert;
 use crate::latency;
-use crate::listing::{Listed, list};
+use crate::listing::{Ends, Listed, list};
 use crate::opens::OpenTable;
 use crate::options::MountOptions;
 use crate::report::Reporter;
@@ -61,6 +61,7 @@ type Reply<T> = std::result::Result<T, Errno>;
 pub(crate) struct Adapter {
     ops: Arc<dyn Operations>,
     opens: OpenTable,
+    listings: Ends,
     seats: Arc<Seats>,
     report: Reporter,
     max_background: u16,
@@ -83,6 +84,7 @@ impl Adapter {
         Adapter {
             ops,
             opens: OpenTable::default(),
+            listings: Ends::default(),
             seats,
             report: Reporter::new(&options.fs_name),
             max_background: options.max_background,
@@ -459,7 +461,8 @@ impl fuser::Filesystem for Adapter {
             Ok(()) => {
                 self.opens.add(ino.0);
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-                reply.opened(HANDLE, if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() });
+                let flags = if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() };
+                reply.opened(self.listings.open(), flags);
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -480,8 +483,9 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         let _seat = Seats::take(&self.seats);
+        self.listings.close(handle);
         self.release_one("releasedir", ino);
         reply.ok();
     }
@@ -563,7 +567,7 @@ impl fuser::Filesystem for Adapter {
         reply_empty(self.run("fsyncdir", ino, |ops| ops.fsync(ino.0, data_only)), reply);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
         let _seat = Seats::take(&self.seats);
         let result = self.run("readdir", ino, |ops| {
             let mut add = |entry: &DirEntry| match convert::file_type(entry.file_type) {
@@ -573,7 +577,8 @@ impl fuser::Filesystem for Adapter {
                     Listed::fits(!reply.add(INodeNo(entry.ino), entry.cookie, kind, name))
                 }
             };
-            list(cookie, &mut |cookie, emit| ops.readdir(ino.0, cookie, false, emit), &mut add)
+            let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
+            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, false, emit), &mut add)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -581,7 +586,7 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         let _seat = Seats::take(&self.seats);
         let now = SystemTime::now();
         let result = self.run("readdirplus", ino, |ops| {
@@ -603,7 +608,8 @@ impl fuser::Filesystem for Adapter {
                 }
                 Listed::fits(!full)
             };
-            list(cookie, &mut |cookie, emit| ops.readdir(ino.0, cookie, true, emit), &mut add)
+            let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
+            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, true, emit), &mut add)
         });
         match result {
             Ok(()) => reply.ok(),

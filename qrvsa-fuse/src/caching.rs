@@ -14,7 +14,7 @@ pub(crate) const UNSETTLED_ATTR_TTL: Duration = Duration::from_secs(1);
 /// How long after its last change an inode counts as changed lately. Longer than any commit interval.
 pub(crate) const SETTLING_NS: i64 = 60_000_000_000;
 
-/// The handle of a file opened for direct I/O; all others, and directories, have 0. It is all the state there is.
+/// The handle of a file opened for direct I/O; all others have 0.
 pub(crate) const DIRECT_HANDLE: FileHandle = FileHandle(1);
 /// See [`DIRECT_HANDLE`].
 pub(crate) const HANDLE: FileHandle = FileHandle(0);

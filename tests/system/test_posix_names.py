@@ -241,6 +241,43 @@ def test_directory_reading(t):
 
 
 @options(anywhere=True)
+def test_a_listing_ends(t):
+    """A listing ends, and misses nothing, when each entry it shows is renamed, linked or copied."""
+    _, d = place(t)
+    count = 2000
+
+    def twice(here, name):
+        os.rename(os.path.join(here, name), os.path.join(here, "temporary"))
+        os.rename(os.path.join(here, "temporary"), os.path.join(here, name))
+
+    def away(here, name):
+        os.rename(os.path.join(here, name), os.path.join(here, name + ".b"))
+
+    def copied(here, name):
+        write_file(os.path.join(here, name + ".c"))
+    for what, change in (("renamed twice", twice), ("renamed", away), ("copied", copied)):
+        here = os.path.join(d, what)
+        os.mkdir(here)
+        for i in range(count):
+            write_file(os.path.join(here, "%04d" % i))
+        shown = []
+        with os.scandir(here) as entries:
+            for e in entries:
+                shown.append(e.name)
+                check(len(shown) <= 2 * count, "%d entries of %d so far, each %s", len(shown), count, what)
+                change(here, e.name)
+        same(len({n[:4] for n in shown}), count, "entries shown, each " + what)
+    # what is new is there after a rewind, of a directory that was read to its end
+    with os.scandir(d) as entries:
+        same(len(list(entries)) >= 3, True, "directories")
+    fd = os.open(d, os.O_RDONLY)
+    before = set(os.listdir(fd))
+    write_file(os.path.join(d, "new"))
+    same(set(os.listdir(fd)) - before, {"new"}, "new names after a rewind")
+    os.close(fd)
+
+
+@options(anywhere=True)
 def test_file_handles(t):
     """A file handle finds its file after renames and cold caches, and nothing once the file is gone."""
     _, d = place(t)

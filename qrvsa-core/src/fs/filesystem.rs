@@ -388,7 +388,23 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
-        self.list_dir(ino, cookie, plus, emit)
+        self.list_dir(ino, cookie, u64::MAX, plus, emit)
+    }
+
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        let dir = self.load(ino)?;
+        if dir.is_dir() { Ok(dir.next_index.saturating_sub(1)) } else { Err(Error::posix(Errno::ENOTDIR)) }
+    }
+
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        self.list_dir(ino, cookie, end, plus, emit)
     }
 
     fn statfs(&self) -> Result<StatFs> {

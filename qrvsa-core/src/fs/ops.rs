@@ -256,6 +256,24 @@ pub trait Operations: Send + Sync + 'static {
     /// Lists a directory from a cookie (0: from the start, with `.` and `..`). `emit` returns false when it has no room
     /// for the entry; it is then offered again by the next call.
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()>;
+    /// The last cookie of a directory now: what comes in later has a higher one.
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        let _ = ino;
+        Ok(u64::MAX)
+    }
+    /// The same as [`Operations::readdir`] up to a cookie, that of [`Operations::listing_end`] when the listing began. So it
+    /// ends, whoever adds or renames for each entry he is shown.
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        let _ = end;
+        self.readdir(ino, cookie, plus, emit)
+    }
     /// Space and inodes.
     fn statfs(&self) -> Result<StatFs>;
     /// Sets an extended attribute.

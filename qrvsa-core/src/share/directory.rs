@@ -368,6 +368,21 @@ impl Operations for WithVolumes {
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
+        self.readdir_until(ino, cookie, u64::MAX, plus, emit)
+    }
+
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        if ino >= OURS { Ok(u64::MAX) } else { self.inner.listing_end(ino) }
+    }
+
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
         if ino == DIRECTORY {
             return self.list(cookie, plus, emit);
         }
@@ -375,13 +390,13 @@ impl Operations for WithVolumes {
             return refused(Errno::ENOTDIR);
         }
         if ino != ROOT_INO || self.access() == Access::Off {
-            return self.inner.readdir(ino, cookie, plus, emit);
+            return self.inner.readdir_until(ino, cookie, end, plus, emit);
         }
         if cookie >= COOKIE {
             return Ok(());
         }
         let (mut room, mut seen) = (true, false);
-        self.inner.readdir(ino, cookie, plus, &mut |entry| {
+        self.inner.readdir_until(ino, cookie, end, plus, &mut |entry| {
             // a file of this name is hidden
             if entry.name == NAME {
                 return true;
