@@ -25,7 +25,7 @@ use qrvsa_core::buf::AlignedBuf;
 use qrvsa_core::fs::ops::{Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, SetAttr, XattrMode};
 use qrvsa_core::{Error, Result};
 
-use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, HANDLE, attr_ttl, has_set_id, open_file};
+use crate::caching::{DIRECT_HANDLE, ENTRY_TTL, attr_ttl, has_set_id, open_file};
 use crate::convert;
 use crate::latency;
 use crate::listing::{Ends, Listed, list};

@@ -17,7 +17,7 @@ pub(crate) const SETTLING_NS: i64 = 60_000_000_000;
 /// The handle of a file opened for direct I/O; all others have 0.
 pub(crate) const DIRECT_HANDLE: FileHandle = FileHandle(1);
 /// See [`DIRECT_HANDLE`].
-pub(crate) const HANDLE: FileHandle = FileHandle(0);
+const HANDLE: FileHandle = FileHandle(0);
 
 /// Whether the file has a bit that gives somebody else's rights, or that a write takes away.
 pub(crate) fn has_set_id(mode: u32) -> bool {
