@@ -1,7 +1,8 @@
 //! Kernel requests, as the `fuser` library shows them, to [`Operations`] and back.
 //!
-//! Stateless but for the count of opens: inode numbers are never reused, so lookups need no counting, FORGET means nothing
-//! and file handles only tell direct I/O, and who may write. Every operation runs on the session thread that received it and blocks that thread only.
+//! Stateless but for the count of opens and the ends of listings: inode numbers are never reused, so lookups need no counting,
+//! FORGET means nothing and handles of files only tell direct I/O, and who may write. Every operation runs on the session
+//! thread that received it and blocks that thread only.
 //!
 //! Invariants: each request is answered exactly once, also when the operation panics; nothing here touches a mounted path.
 
@@ -25,10 +26,10 @@ use qrvsa_core::buf::AlignedBuf;
 use qrvsa_core::fs::ops::{Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, SetAttr, XattrMode};
 use qrvsa_core::{Error, Result};
 
-use crate::caching::{ENTRY_TTL, HANDLE, attr_ttl, has_set_id, is_direct, is_writer, may_write, open_file};
+use crate::caching::{ENTRY_TTL, attr_ttl, has_set_id, is_direct, is_writer, may_write, open_file};
 use crate::convert;
 use crate::latency;
-use crate::listing::{Listed, list};
+use crate::listing::{Ends, Listed, list};
 use crate::opens::OpenTable;
 use crate::options::MountOptions;
 use crate::report::Reporter;
@@ -63,6 +64,7 @@ pub(crate) struct Adapter {
     opens: OpenTable,
     /// Those of them that may write.
     writers: OpenTable,
+    listings: Ends,
     seats: Arc<Seats>,
     report: Reporter,
     max_background: u16,
@@ -86,6 +88,7 @@ impl Adapter {
             ops,
             opens: OpenTable::default(),
             writers: OpenTable::default(),
+            listings: Ends::default(),
             seats,
             report: Reporter::new(&options.fs_name),
             max_background: options.max_background,
@@ -276,15 +279,20 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _seat = Seats::take(&self.seats);
-        let result = self.run("lookup", parent, |ops| match name.as_bytes() {
-            // Asked for by file handles (NFS, open_by_handle_at), for files too.
-            b"." => ops.getattr(parent.0),
-            name => ops.lookup(parent.0, name),
-        });
+        if name == "." {
+            // Asked for by file handles (NFS, open_by_handle_at), for files too. Nobody keeps the inode from being removed
+            // meanwhile, as the directory's lock does for a name.
+            let found = self.run("lookup", parent, |ops| ops.find_and_remember(parent.0));
+            return match self.shown("lookup", found) {
+                Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &ENTRY_TTL, &attr, GENERATION),
+                Err(errno) => reply.error(shown_errno(errno)),
+            };
+        }
+        let result = self.run("lookup", parent, |ops| ops.lookup(parent.0, name.as_bytes()));
         if !self.ops.may_cache_name(parent.0, name.as_bytes()) {
             return self.reply_entry_for("lookup", result, Duration::ZERO, reply);
         }
-        if result == Err(Errno::ENOENT) && name != "." && name != ".." {
+        if result == Err(Errno::ENOENT) && name != ".." {
             // Inode 0: "does not exist", and the kernel may remember that.
             let nothing = convert::bare_attr(0, FileType::RegularFile);
             return reply.entry_with_ttls(&Duration::ZERO, &ENTRY_TTL, &nothing, GENERATION);
@@ -336,13 +344,16 @@ impl fuser::Filesystem for Adapter {
             ctime: ctime.map(|t| qrvsa_core::fs::ops::SetTime::At(convert::requested_ns(t))),
         };
         let result = self.run("setattr", ino, |ops| {
-            if change == SetAttr::default() {
-                // What is left of a change that the kernel leaves to us (it says so elsewhere), or of a chown to nobody
-                // by anybody: no reason to change anything.
-                ops.getattr(ino.0)
-            } else {
-                ops.setattr(caller, ino.0, change)
+            if change != SetAttr::default() {
+                return ops.setattr(caller, ino.0, change);
             }
+            // What is left of a chown to nobody, which takes set-id bits away like any other; anybody may ask for it, but
+            // only the owner changes something. The same comes before a write that will itself say what to take away.
+            let attr = ops.getattr(ino.0)?;
+            if caller.uid != 0 && caller.uid != attr.uid {
+                return Ok(attr);
+            }
+            ops.setattr(caller, ino.0, SetAttr { uid: Some(attr.uid), ..SetAttr::default() })
         });
         self.reply_attr("setattr", result, reply);
     }
@@ -507,7 +518,8 @@ impl fuser::Filesystem for Adapter {
             Ok(()) => {
                 self.opens.add(ino.0);
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-                reply.opened(HANDLE, if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() });
+                let flags = if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() };
+                reply.opened(self.listings.open(), flags);
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -531,8 +543,9 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         let _seat = Seats::take(&self.seats);
+        self.listings.close(handle);
         self.release_one("releasedir", ino);
         reply.ok();
     }
@@ -566,7 +579,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -583,7 +596,11 @@ impl fuser::Filesystem for Adapter {
         let sync = direct && flags.0 & libc::O_DSYNC != 0;
         let result = self.run("write", ino, |ops| {
             // Never "append": the offset is the end of the file when it has to be.
-            let count = ops.write(ino.0, offset, data, false, kill_priv)?;
+            let count = if kill_priv {
+                ops.write_unprivileged(caller(request), ino.0, offset, data)?
+            } else {
+                ops.write(ino.0, offset, data, false, false)?
+            };
             if sync {
                 ops.fsync(ino.0, true)?;
             }
@@ -610,7 +627,7 @@ impl fuser::Filesystem for Adapter {
         reply_empty(self.run("fsyncdir", ino, |ops| ops.fsync(ino.0, data_only)), reply);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
         let _seat = Seats::take(&self.seats);
         let result = self.run("readdir", ino, |ops| {
             let mut add = |entry: &DirEntry| match convert::file_type(entry.file_type) {
@@ -620,7 +637,8 @@ impl fuser::Filesystem for Adapter {
                     Listed::fits(!reply.add(INodeNo(entry.ino), entry.cookie, kind, name))
                 }
             };
-            list(cookie, &mut |cookie, emit| ops.readdir(ino.0, cookie, false, emit), &mut add)
+            let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
+            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, false, emit), &mut add)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -628,7 +646,7 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         let _seat = Seats::take(&self.seats);
         let now = SystemTime::now();
         let result = self.run("readdirplus", ino, |ops| {
@@ -650,7 +668,8 @@ impl fuser::Filesystem for Adapter {
                 }
                 Listed::fits(!full)
             };
-            list(cookie, &mut |cookie, emit| ops.readdir(ino.0, cookie, true, emit), &mut add)
+            let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
+            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, true, emit), &mut add)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -677,11 +696,17 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
         let _seat = Seats::take(&self.seats);
         let mode = match flags {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
+            BOTH => {
+                // There is none that both make and replace.
+                let found = self.run("getxattr", ino, |ops| ops.getxattr(ino.0, name.as_bytes()));
+                return reply.error(shown_errno(found.err().unwrap_or(Errno::EEXIST)));
+            }
             _ => return reply.error(FuseErrno::EINVAL),
         };
         let name = name.as_bytes();
@@ -693,10 +718,13 @@ impl fuser::Filesystem for Adapter {
         reply_sized(self.run("getxattr", ino, |ops| ops.getxattr(ino.0, name.as_bytes())), size, reply);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _seat = Seats::take(&self.seats);
+        // The kernel refuses these to others, but lists what we tell.
+        let trusted = request.uid() == 0;
         let list = self.run("listxattr", ino, |ops| {
-            let names = ops.listxattr(ino.0)?;
+            let mut names = ops.listxattr(ino.0)?;
+            names.retain(|name| trusted || !name.starts_with(b"trusted."));
             let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
             for name in names {
                 list.extend_from_slice(&name);

@@ -5,8 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileHandle, FopenFlags};
 use qrvsa_core::fs::ops::Attr;
 
-use crate::convert;
-
 /// How long the kernel may use a name, found or not, without asking.
 pub(crate) const ENTRY_TTL: Duration = Duration::from_secs(3600);
 /// How long the kernel may use attributes without asking, while nothing happens to the inode.
@@ -16,8 +14,6 @@ pub(crate) const UNSETTLED_ATTR_TTL: Duration = Duration::from_secs(1);
 /// How long after its last change an inode counts as changed lately. Longer than any commit interval.
 pub(crate) const SETTLING_NS: i64 = 60_000_000_000;
 
-/// The handle of a directory, and of a file opened as most are. It is all the state there is.
-pub(crate) const HANDLE: FileHandle = FileHandle(0);
 /// Bit of the handle of a file opened for direct I/O.
 const DIRECT: u64 = 1;
 /// Bit of the handle of a file that is counted among those that may be written.
@@ -38,9 +34,9 @@ pub(crate) fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }
 
-/// Whether executing the file gives somebody else's rights.
+/// Whether the file has a bit that gives somebody else's rights, or that a write takes away.
 pub(crate) fn has_set_id(mode: u32) -> bool {
-    mode & libc::S_IFMT == libc::S_IFREG && convert::without_set_id(mode) != mode & 0o7777
+    mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0
 }
 
 /// How long attributes hold, from `now` on.
@@ -100,6 +96,7 @@ mod tests {
         assert_eq!(attr_ttl(&attr(0o100_755, i64::MIN), now), ATTR_TTL);
         assert_eq!(attr_ttl(&attr(0o104_755, 0), now), Duration::ZERO);
         assert_eq!(attr_ttl(&attr(0o102_755, 0), now), Duration::ZERO);
+        assert_eq!(attr_ttl(&attr(0o102_644, 0), now), Duration::ZERO);
         assert_eq!(attr_ttl(&attr(0o042_755, 0), now), ATTR_TTL, "on directories the bit gives no rights");
     }
 
@@ -109,8 +106,8 @@ mod tests {
         let (keep, no_flush) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
         for late_errors in [false, true] {
             assert_eq!(open_file(libc::O_RDWR, late_errors, true), (FileHandle(WRITES), keep));
-            assert_eq!(open_file(libc::O_RDONLY, late_errors, true), (HANDLE, keep | no_flush));
-            assert_eq!(open_file(libc::O_RDONLY, late_errors, false), (HANDLE, no_flush));
+            assert_eq!(open_file(libc::O_RDONLY, late_errors, true), (FileHandle(0), keep | no_flush));
+            assert_eq!(open_file(libc::O_RDONLY, late_errors, false), (FileHandle(0), no_flush));
         }
         let both = FileHandle(WRITES | DIRECT);
         assert_eq!(open_file(libc::O_WRONLY | libc::O_DIRECT, true, true), (both, keep | direct));

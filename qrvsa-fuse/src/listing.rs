@@ -1,7 +1,45 @@
 //! Directory listings, from a filesystem's entries to replies of limited size.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::FileHandle;
+use parking_lot::Mutex;
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::DirEntry;
+
+/// Where the listings under way end, by the handle of the open directory: at what was there when each began, at its first
+/// request or the first after a rewind. Else a program that renames or adds for each entry it is shown would never see
+/// the end.
+#[derive(Default)]
+pub(crate) struct Ends {
+    last_handle: AtomicU64,
+    ends: Mutex<HashMap<u64, u64>>,
+}
+
+impl Ends {
+    /// A handle for an open directory, not used before.
+    pub fn open(&self) -> FileHandle {
+        FileHandle(self.last_handle.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// The last cookie to show; `now` gives that of a listing that begins.
+    pub fn of(&self, handle: FileHandle, cookie: u64, now: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        if cookie != 0
+            && let Some(end) = self.ends.lock().get(&handle.0)
+        {
+            return Ok(*end);
+        }
+        let end = now()?;
+        self.ends.lock().insert(handle.0, end);
+        Ok(end)
+    }
+
+    /// The directory is closed.
+    pub fn close(&self, handle: FileHandle) {
+        self.ends.lock().remove(&handle.0);
+    }
+}
 
 /// Takes an entry; false if it has no room for it.
 type Emit<'a> = dyn FnMut(&DirEntry) -> bool + 'a;
@@ -51,6 +89,20 @@ pub(crate) fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_ends_where_it_was_when_it_began() {
+        let ends = Ends::default();
+        let (a, b) = (ends.open(), ends.open());
+        assert_ne!(a, b);
+        assert_eq!(ends.of(a, 0, || Ok(10)).unwrap(), 10);
+        assert_eq!(ends.of(a, 5, || Ok(20)).unwrap(), 10);
+        assert_eq!(ends.of(b, 5, || Ok(20)).unwrap(), 20, "it began in the middle");
+        assert_eq!(ends.of(a, 0, || Ok(30)).unwrap(), 30, "rewound");
+        ends.close(a);
+        ends.close(b);
+        assert!(ends.ends.lock().is_empty());
+    }
 
     #[test]
     fn a_reply_is_empty_at_the_end_only() {

@@ -42,6 +42,21 @@ def refuses(code, function, *args, **kwargs):
     raise Failure("%s%r worked, wanted %s" % (function.__name__, args, errno.errorcode[code]))
 
 
+class Handle(ctypes.Structure):
+    """A file handle, as an NFS server keeps it."""
+    _fields_ = [("size", ctypes.c_uint), ("type", ctypes.c_int), ("bytes", ctypes.c_ubyte * 128)]
+
+
+def name_to_handle(path):
+    handle, mount = Handle(size=128), ctypes.c_int()
+    _checked(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount), 0))
+    return handle
+
+
+def open_by_handle(mount_fd, handle, flags=os.O_RDONLY):
+    return _checked(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags))
+
+
 def write_file(path, data=b"", mode=0o644):
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:

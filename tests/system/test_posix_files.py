@@ -266,6 +266,13 @@ def test_times(t):
         os.close(fd)
     moves(write, True, True, False, "write")
     moves(lambda: os.truncate(path, 5), True, True, False, "truncate")
+
+    def allocate(mode, offset, length):
+        fd = os.open(path, os.O_RDWR)
+        fallocate(fd, mode, offset, length)
+        os.close(fd)
+    for mode in (0, syscalls.FALLOC_KEEP_SIZE, syscalls.FALLOC_KEEP_SIZE | syscalls.FALLOC_PUNCH_HOLE, syscalls.FALLOC_ZERO_RANGE):
+        moves(lambda mode=mode: allocate(mode, 0, 3), True, True, False, "fallocate %d" % mode)
     moves(lambda: os.chmod(path, 0o600), False, True, False, "chmod")
     moves(lambda: os.chown(path, 1, 1), False, True, False, "chown")
     moves(lambda: os.link(path, path + "2"), False, True, True, "link")

@@ -5,8 +5,8 @@ import stat
 import threading
 
 import syscalls
-from lib import check, options, same
-from syscalls import read_file, refuses, write_file
+from lib import check, drop_caches, options, same
+from syscalls import name_to_handle, open_by_handle, read_file, refuses, write_file
 
 
 def place(t, **kwargs):
@@ -238,3 +238,79 @@ def test_directory_reading(t):
         os.mkdir(os.path.join(d, name))
     types = {e.name: (e.is_dir(follow_symlinks=False), e.inode()) for e in os.scandir(d)}
     same(types["x"], (True, os.stat(os.path.join(d, "x")).st_ino), "type and inode in the listing")
+
+
+@options(anywhere=True)
+def test_a_listing_ends(t):
+    """A listing ends, and misses nothing, when each entry it shows is renamed, linked or copied."""
+    _, d = place(t)
+    count = 2000
+
+    def twice(here, name):
+        os.rename(os.path.join(here, name), os.path.join(here, "temporary"))
+        os.rename(os.path.join(here, "temporary"), os.path.join(here, name))
+
+    def away(here, name):
+        os.rename(os.path.join(here, name), os.path.join(here, name + ".b"))
+
+    def copied(here, name):
+        write_file(os.path.join(here, name + ".c"))
+    for what, change in (("renamed twice", twice), ("renamed", away), ("copied", copied)):
+        here = os.path.join(d, what)
+        os.mkdir(here)
+        for i in range(count):
+            write_file(os.path.join(here, "%04d" % i))
+        shown = []
+        with os.scandir(here) as entries:
+            for e in entries:
+                shown.append(e.name)
+                check(len(shown) <= 2 * count, "%d entries of %d so far, each %s", len(shown), count, what)
+                change(here, e.name)
+        same(len({n[:4] for n in shown}), count, "entries shown, each " + what)
+    # what is new is there after a rewind, of a directory that was read to its end
+    with os.scandir(d) as entries:
+        same(len(list(entries)) >= 3, True, "directories")
+    fd = os.open(d, os.O_RDONLY)
+    before = set(os.listdir(fd))
+    write_file(os.path.join(d, "new"))
+    same(set(os.listdir(fd)) - before, {"new"}, "new names after a rewind")
+    os.close(fd)
+
+
+@options(anywhere=True)
+def test_file_handles(t):
+    """A file handle finds its file after renames and cold caches, and nothing once the file is gone."""
+    _, d = place(t)
+    os.mkdir(os.path.join(d, "sub"))
+    path = write_file(os.path.join(d, "sub/f"), b"content")
+    root = os.open(d, os.O_RDONLY)
+    file, sub = name_to_handle(path), name_to_handle(os.path.join(d, "sub"))
+
+    def contents(handle):
+        fd = open_by_handle(root, handle)
+        try:
+            return os.pread(fd, 100, 0)
+        finally:
+            os.close(fd)
+    drop_caches()
+    same(contents(file), b"content", "by a handle")
+    os.rename(path, os.path.join(d, "g"))
+    drop_caches()
+    same(contents(file), b"content", "by a handle, after a rename")
+    fd = open_by_handle(root, sub)
+    same(os.fstat(fd).st_ino, os.stat(os.path.join(d, "sub")).st_ino, "a directory by its handle")
+    os.close(fd)
+    held = open_by_handle(root, file)
+    os.unlink(os.path.join(d, "g"))
+    same(contents(file), b"content", "a removed file that is open, by its handle")
+    os.close(held)
+    os.rmdir(os.path.join(d, "sub"))
+    drop_caches()
+    for handle in (file, sub):
+        refuses(errno.ESTALE, open_by_handle, root, handle)
+    for i in range(50):
+        path = write_file(os.path.join(d, "n%d" % i), b"x" * 5000)
+        handle = name_to_handle(path)
+        os.unlink(path)
+        refuses(errno.ESTALE, open_by_handle, root, handle)
+    os.close(root)

@@ -105,6 +105,18 @@ def test_suid_is_dropped(t):
     prepare()
     same(as_user(ALICE, ALICE, [STAFF], lambda: os.chown(path, -1, STAFF)), None, "chgrp")
     same(oct(mode(path) & 0o6000), "0o0", "suid and sgid after chgrp by the owner")
+    # setgid without group execute: it stays only with those in the group
+    for groups, wanted in (([], "0o0"), ([STAFF], "0o2000")):
+        for what, action in (("write", write), ("truncate", shorten), ("O_TRUNC", open_truncating)):
+            os.chown(path, ALICE, STAFF)
+            os.chmod(path, 0o6666)
+            same(as_user(BOB, BOB, groups, action), None, what)
+            same(oct(mode(path) & 0o6000), wanted, "suid and sgid after %s by %s" % (what, groups))
+    # a chown to nobody is one too, but not from everybody
+    for user, wanted in ((BOB, "0o6000"), (ALICE, "0o0"), (0, "0o0")):
+        prepare()
+        as_user(user, user, [], lambda: os.chown(path, -1, -1))
+        same(oct(mode(path) & 0o6000), wanted, "suid and sgid after chown -1 by %d" % user)
     prepare()
     os.chown(path, BOB, -1)
     same(oct(mode(path) & 0o6000), "0o0", "suid and sgid after chown by root")
@@ -155,6 +167,8 @@ def test_xattrs(t):
         os.setxattr(path, n, v, os.XATTR_CREATE)
     refuses(errno.EEXIST, os.setxattr, path, "user.bin", b"", os.XATTR_CREATE)
     refuses(errno.ENODATA, os.setxattr, path, "user.none", b"", os.XATTR_REPLACE)
+    for n, code in (("user.bin", errno.EEXIST), ("user.none", errno.ENODATA)):
+        refuses(code, os.setxattr, path, n, b"", os.XATTR_CREATE | os.XATTR_REPLACE)
     refuses(errno.ENODATA, os.getxattr, path, "user.none")
     refuses(errno.ENODATA, os.removexattr, path, "user.none")
     os.setxattr(path, "user.bin", b"replaced", os.XATTR_REPLACE)
@@ -173,6 +187,8 @@ def test_xattrs(t):
     check("PermissionError" in (as_user(BOB, BOB, [], lambda: os.setxattr(path, "user.x", b"")) or ""), "setxattr on a foreign file")
     same(as_user(BOB, BOB, [], lambda: os.getxattr(path, "user.bin")), None, "getxattr on a readable file")
     check(as_user(BOB, BOB, [], lambda: os.getxattr(path, "trusted.t")) is not None, "an ordinary user reads trusted.*")
+    same(as_user(BOB, BOB, [], lambda: check("trusted.t" not in os.listxattr(path), "listed")), None, "trusted.* in an ordinary user's list")
+    check("trusted.t" in os.listxattr(path), "trusted.* is not in root's list")
     if not t.against:
         os.setxattr(path, "user.64k", bytes(65536))
         same(len(os.getxattr(path, "user.64k")), 65536, "an attribute of 64 KiB")

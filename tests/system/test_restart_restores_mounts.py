@@ -44,6 +44,25 @@ def test_mounts_come_back(t):
 
 
 @options(seconds=120)
+def test_a_mount_that_is_remembered_comes_back(t):
+    """After kill -9 the kernel goes on answering stat of the mount point from its cache; the mount comes back all the same."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=GIB)
+    pool.mount()
+    write_file(os.path.join(pool.mountpoint, "f"), b"x")
+    pool.sync()
+    for _ in range(5):
+        # once asked for the birth time, which there is not, the kernel does not ask for it again
+        run(["stat", pool.mountpoint])
+        os.stat(pool.mountpoint)
+        daemon.kill()
+        os.stat(pool.mountpoint)
+        daemon.start()
+        pool.wait_mounted()
+        same(read_file(os.path.join(pool.mountpoint, "f")), b"x", "after kill -9")
+
+
+@options(seconds=120)
 def test_a_missing_pool_does_not_stop_the_others(t):
     """A pool whose devices are gone, or a mount point that is gone, costs that mount and a clear log line, nothing else."""
     daemon = Daemon(t).start()

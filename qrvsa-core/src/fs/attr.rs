@@ -36,36 +36,53 @@ fn groups_of(status: &str) -> impl Iterator<Item = u32> + '_ {
         .filter_map(|g| g.parse().ok())
 }
 
-/// A mode without set-user-id, and without set-group-id if that means set-group-id (and not mandatory locking).
-fn without_set_id(mode: u32) -> u32 {
-    let mut mode = mode & !S_ISUID;
-    if mode & S_IXGRP != 0 {
-        mode &= !S_ISGID;
+/// What becomes of the set-id bits of a file that is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetId {
+    /// They stay.
+    Keep,
+    /// They go, but for a set-group-id without group execute if whoever changes the file is a `member` of its group.
+    Clear { member: bool },
+}
+
+impl SetId {
+    /// For a caller without the privilege to keep them.
+    pub(crate) fn clear_for(caller: Caller, inode: &Inode) -> SetId {
+        let asks = inode.mode & (S_ISGID | S_IXGRP) == S_ISGID;
+        SetId::Clear { member: !asks || in_group(caller, inode.gid) }
     }
-    mode
+
+    /// For a change of contents: the superuser may keep them.
+    pub(crate) fn after_change(caller: Caller, inode: &Inode) -> SetId {
+        if caller.uid == 0 { SetId::Keep } else { SetId::clear_for(caller, inode) }
+    }
+
+    fn apply(self, mode: u32) -> u32 {
+        match self {
+            SetId::Keep => mode,
+            SetId::Clear { member } if mode & S_IXGRP == 0 && member => mode & !S_ISUID,
+            SetId::Clear { .. } => mode & !(S_ISUID | S_ISGID),
+        }
+    }
 }
 
 impl<S: Store> FileSystem<S> {
-    /// Clears set-id bits (`set_id`) and `security.capability` (`capability`) of a non-directory. Returns whether
-    /// anything changed; the caller stores the inode.
+    /// Clears set-id bits and `security.capability` of a non-directory. Returns whether anything changed; the caller
+    /// stores the inode.
     pub(crate) fn plan_kill_privileges(
         &self,
         ino: Ino,
         inode: &mut Inode,
-        set_id: bool,
-        capability: bool,
+        set_id: SetId,
         puts: &mut Puts,
     ) -> Result<bool> {
         if inode.is_dir() {
             return Ok(false);
         }
-        let mut changed = false;
-        if set_id {
-            let mode = without_set_id(inode.mode);
-            changed = mode != inode.mode;
-            inode.mode = mode;
-        }
-        if capability && inode.has(FLAG_HAS_CAPABILITY) {
+        let mode = set_id.apply(inode.mode);
+        let mut changed = mode != inode.mode;
+        inode.mode = mode;
+        if inode.has(FLAG_HAS_CAPABILITY) {
             self.plan_remove_xattr(ino, inode, XATTR_CAPABILITY, puts)?;
             changed = true;
         }
@@ -82,6 +99,8 @@ impl<S: Store> FileSystem<S> {
             SetTime::Now => now,
             SetTime::At(ns) => ns,
         };
+        // of the group it has until now
+        let after_chown = SetId::clear_for(caller, &inode);
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
@@ -94,7 +113,7 @@ impl<S: Store> FileSystem<S> {
             self.plan_acl_chmod(ino, &mut inode, &mut puts)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
-            self.plan_kill_privileges(ino, &mut inode, true, true, &mut puts)?;
+            self.plan_kill_privileges(ino, &mut inode, after_chown, &mut puts)?;
         }
         let mut intent = Intent::Shrink;
         if let Some(size) = change.size {
@@ -109,7 +128,8 @@ impl<S: Store> FileSystem<S> {
             if !claimed {
                 self.claims.check_contents(ino)?;
             }
-            self.plan_kill_privileges(ino, &mut inode, caller.uid != 0, true, &mut puts)?;
+            let set_id = SetId::after_change(caller, &inode);
+            self.plan_kill_privileges(ino, &mut inode, set_id, &mut puts)?;
             intent = Self::resize_intent(&inode, size);
         }
         let tx = self.store.begin(intent)?;
@@ -164,8 +184,10 @@ mod tests {
 
     #[test]
     fn set_id_rules() {
-        assert_eq!(without_set_id(0o106755), 0o100755);
-        assert_eq!(without_set_id(0o106745), 0o102745);
+        let (member, other) = (SetId::Clear { member: true }, SetId::Clear { member: false });
+        assert_eq!((member.apply(0o106755), other.apply(0o106755)), (0o100755, 0o100755));
+        assert_eq!((member.apply(0o106745), other.apply(0o106745)), (0o102745, 0o100745));
+        assert_eq!(SetId::Keep.apply(0o106755), 0o106755);
     }
 
     #[test]

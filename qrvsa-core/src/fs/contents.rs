@@ -12,6 +12,7 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::fs::attr::SetId;
 use crate::fs::edit::Puts;
 use crate::fs::filesystem::{AtimeMode, FileSystem};
 use crate::fs::inode::{
@@ -25,6 +26,17 @@ use crate::fs::store::{Intent, Log, Store};
 pub(crate) const CHUNK: usize = 1 << 20;
 /// Relative access times are updated after this many nanoseconds at the latest.
 const ATIME_AGE_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// What a write takes away besides what it overwrites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kill {
+    /// Nothing.
+    Nothing,
+    /// Set-id bits and `security.capability`; a set-group-id without group execute stays.
+    Privileges,
+    /// The same; that stays only if this caller is in the group.
+    PrivilegesFor(Caller),
+}
 
 pub(crate) fn round_up(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
@@ -109,14 +121,7 @@ impl<S: Store> FileSystem<S> {
         let _ = self.apply(&held, Intent::Grow, vec![put]);
     }
 
-    pub(crate) fn write_contents(
-        &self,
-        ino: Ino,
-        offset: u64,
-        data: &[u8],
-        append: bool,
-        kill_priv: bool,
-    ) -> Result<usize> {
+    pub(crate) fn write_contents(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill: Kill) -> Result<usize> {
         let held = self.locks.exclusive(&[ino]);
         let mut inode = self.load_regular(ino)?;
         if data.is_empty() {
@@ -129,7 +134,8 @@ impl<S: Store> FileSystem<S> {
         let data = &data[..data.len().min(usize::try_from(SIZE_MAX - offset).unwrap_or(usize::MAX))];
         let mut done = 0;
         for chunk in data.chunks(CHUNK) {
-            match self.write_chunk(&held, ino, &inode, offset + done as u64, chunk, kill_priv && done == 0) {
+            let kill = if done == 0 { kill } else { Kill::Nothing };
+            match self.write_chunk(&held, ino, &inode, offset + done as u64, chunk, kill) {
                 Ok(changed) => inode = changed,
                 Err(_) if done > 0 => return Ok(done),
                 Err(e) => return Err(e),
@@ -147,15 +153,20 @@ impl<S: Store> FileSystem<S> {
         inode: &Inode,
         offset: u64,
         data: &[u8],
-        kill_priv: bool,
+        kill: Kill,
     ) -> Result<Inode> {
         let mut inode = inode.clone();
         let mut puts = Puts::with_capacity(2);
-        let log = if kill_priv && self.plan_kill_privileges(ino, &mut inode, true, true, &mut puts)? {
-            Log::KeepContentFields
-        } else {
-            Log::WithObject
+        let set_id = match kill {
+            Kill::Nothing => None,
+            Kill::Privileges => Some(SetId::Clear { member: true }),
+            Kill::PrivilegesFor(caller) => Some(SetId::clear_for(caller, &inode)),
         };
+        let killed = match set_id {
+            Some(set_id) => self.plan_kill_privileges(ino, &mut inode, set_id, &mut puts)?,
+            None => false,
+        };
+        let log = if killed { Log::KeepContentFields } else { Log::WithObject };
         let tx = self.store.begin(Intent::Grow)?;
         self.plan_write(&tx, ino, &mut inode, offset, data, &mut puts)?;
         let now = self.store.now_ns();
@@ -276,7 +287,8 @@ impl<S: Store> FileSystem<S> {
     ) -> Result<()> {
         let mut changed = inode.clone();
         let mut puts = Puts::new();
-        let killed = self.plan_kill_privileges(ino, &mut changed, caller.uid != 0, true, &mut puts)?;
+        let set_id = SetId::after_change(caller, &changed);
+        let killed = self.plan_kill_privileges(ino, &mut changed, set_id, &mut puts)?;
         let tx = self.store.begin(Intent::Shrink)?;
         self.plan_resize(&tx, ino, &mut changed, 0, &mut puts)?;
         let now = self.store.now_ns();

@@ -57,6 +57,7 @@ impl<S: Store> FileSystem<S> {
         &self,
         ino: Ino,
         cookie: u64,
+        end: u64,
         plus: bool,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
@@ -80,8 +81,8 @@ impl<S: Store> FileSystem<S> {
         let Some(mut next) = cookie.max(INDEX_FIRST - 1).checked_add(1).filter(|&n| n <= SIZE_MAX) else {
             return Ok(());
         };
-        let last = Key::new(ino, KIND_DIRINDEX, u64::MAX);
-        loop {
+        let last = Key::new(ino, KIND_DIRINDEX, end);
+        while next <= end {
             let page = self.store.scan(dirindex_key(ino, next), last, PAGE)?;
             let full = page.len() >= PAGE;
             for (key, value) in page {
@@ -92,9 +93,10 @@ impl<S: Store> FileSystem<S> {
                 }
             }
             if !full {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// The entry to show for a DIRINDEX item; `None` when it went away since.

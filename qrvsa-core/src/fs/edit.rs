@@ -128,6 +128,18 @@ impl<'a, S: Store> Edit<'a, S> {
         Ok(index)
     }
 
+    /// Gives an entry another name, which is not there yet, in its place. Returns its index.
+    pub(crate) fn rename_entry(&mut self, dir: Ino, name: &[u8], new_name: &[u8]) -> Result<u64> {
+        let bucket = self.bucket(dir, name)?;
+        let at = bucket.iter().position(|e| e.name == name).ok_or(Error::posix(Errno::ENOENT))?;
+        let mut entry = bucket.remove(at);
+        entry.name = new_name.to_vec();
+        let (index, value) = (entry.index, dirent::encode_index(entry.ino, entry.file_type, new_name));
+        self.bucket(dir, new_name)?.push(entry);
+        self.put(dirindex_key(dir, index), Some(value), Log::Always);
+        Ok(index)
+    }
+
     /// Removes an entry.
     pub(crate) fn remove_entry(&mut self, dir: Ino, name: &[u8]) -> Result<Dirent> {
         let bucket = self.bucket(dir, name)?;

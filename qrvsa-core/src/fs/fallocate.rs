@@ -9,7 +9,8 @@ use std::ops::Range;
 use nix::errno::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::contents::{CHUNK, round_up};
+use crate::fs::attr::SetId;
+use crate::fs::contents::{CHUNK, Kill, round_up};
 use crate::fs::edit::Puts;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{BLOCK, FLAG_HAS_HOLES, FLAG_INLINE, Inode, SIZE_MAX, inline_key, inode_key};
@@ -67,13 +68,12 @@ impl<S: Store> FileSystem<S> {
             return err(Errno::ENOENT);
         }
         let mut puts = Puts::with_capacity(3);
-        let set_id = caller.is_some_and(|c| c.uid != 0);
-        let killed = self.plan_kill_privileges(ino, &mut inode, set_id, true, &mut puts)?;
+        let set_id = caller.map_or(SetId::Keep, |caller| SetId::after_change(caller, &inode));
+        let killed = self.plan_kill_privileges(ino, &mut inode, set_id, &mut puts)?;
         let tx = self.store.begin(Self::resize_intent(&inode, min_size))?;
         let now = self.store.now_ns();
         if let Some(range) = zero {
             self.plan_zero(&tx, ino, &mut inode, range, &mut puts)?;
-            inode.mtime_ns = now;
         }
         if min_size > inode.size {
             // The contents as just planned, not as stored, when both change the inline item.
@@ -82,8 +82,8 @@ impl<S: Store> FileSystem<S> {
             } else {
                 self.plan_resize(&tx, ino, &mut inode, min_size, &mut puts)?;
             }
-            inode.mtime_ns = now;
         }
+        inode.mtime_ns = now;
         inode.ctime_ns = now;
         let log = if killed { Log::KeepContentFields } else { Log::WithObject };
         puts.push((inode_key(ino), Some(inode.encode().to_vec()), log));
@@ -187,7 +187,7 @@ impl<S: Store> FileSystem<S> {
         let hole_at = self.find_hole(from.0, from.1)?;
         buf.resize(len.min(hole_at - from.1).min(CHUNK as u64) as usize, 0);
         let read = self.read_contents(from.0, from.1, buf)?;
-        let written = self.write_contents(to.0, to.1, &buf[..read], false, false)?;
+        let written = self.write_contents(to.0, to.1, &buf[..read], false, Kill::Nothing)?;
         Ok((written as u64, written as u64))
     }
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::claims::{Claims, Tell, XATTR_IN_USE};
+use crate::fs::contents::Kill;
 use crate::fs::dirent::{KIND_DIRENT, name_hash};
 use crate::fs::edit::Puts;
 use crate::fs::inode::{Inode, corrupt, inode_key, record_size_is_valid};
@@ -342,6 +343,19 @@ impl<S: Store> Operations for FileSystem<S> {
         self.open_files.open(ino);
     }
 
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        let inode = {
+            let _held = self.locks.shared(ino);
+            let inode = self.load(ino)?;
+            if inode.nlink == 0 {
+                return Err(Error::posix(Errno::ENOENT));
+            }
+            self.open_files.open(ino);
+            inode
+        };
+        self.attr_of(ino, &inode).inspect_err(|_| self.forget(ino, 1))
+    }
+
     fn forget(&self, ino: Ino, count: u64) {
         if let Some(object) = self.open_files.release(ino, count) {
             self.store.reap(object);
@@ -361,7 +375,13 @@ impl<S: Store> Operations for FileSystem<S> {
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
         self.claims.check_contents(ino)?;
-        self.write_contents(ino, offset, data, append, kill_priv)
+        let kill = if kill_priv { Kill::Privileges } else { Kill::Nothing };
+        self.write_contents(ino, offset, data, append, kill)
+    }
+
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.claims.check_contents(ino)?;
+        self.write_contents(ino, offset, data, false, Kill::PrivilegesFor(caller))
     }
 
     fn has_late_errors(&self) -> bool {
@@ -383,7 +403,23 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
-        self.list_dir(ino, cookie, plus, emit)
+        self.list_dir(ino, cookie, u64::MAX, plus, emit)
+    }
+
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        let dir = self.load(ino)?;
+        if dir.is_dir() { Ok(dir.next_index.saturating_sub(1)) } else { Err(Error::posix(Errno::ENOTDIR)) }
+    }
+
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        self.list_dir(ino, cookie, end, plus, emit)
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -68,6 +68,7 @@ pub struct MemStore {
     blocks_max: AtomicU64,
     writes_until_failure: AtomicU64,
     read_only: AtomicBool,
+    keep_reaped: AtomicBool,
     seed: u64,
 }
 
@@ -95,6 +96,7 @@ impl MemStore {
             blocks_max: AtomicU64::new(1 << 28),
             writes_until_failure: AtomicU64::new(u64::MAX),
             read_only: AtomicBool::new(false),
+            keep_reaped: AtomicBool::new(false),
             seed: 0x5eed,
         }
     }
@@ -112,6 +114,11 @@ impl MemStore {
     /// Makes it refuse transactions, or take them again.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only, Ordering::SeqCst);
+    }
+
+    /// Leaves what is reaped from now on where it is, as a store does that gives space back later.
+    pub fn keep_reaped(&self, keep: bool) {
+        self.keep_reaped.store(keep, Ordering::SeqCst);
     }
 
     /// Moves the clock.
@@ -346,6 +353,9 @@ impl Store for MemStore {
     }
 
     fn reap(&self, object: ObjectRef) {
+        if self.keep_reaped.load(Ordering::SeqCst) {
+            return;
+        }
         // Not logged: what is to be deleted after a crash is decided on the state then.
         let mut inner = self.inner.lock();
         let mut keys: Vec<Key> = inner

@@ -20,7 +20,7 @@ pub mod acl;
 mod attr;
 pub mod check;
 pub mod claims;
-mod contents;
+pub(crate) mod contents;
 mod directory;
 pub mod dirent;
 mod edit;

@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
 use crate::fs::claims::Tell;
 
 /// An inode number. 1 is the root directory.
@@ -225,6 +227,16 @@ pub trait Operations: Send + Sync + 'static {
     fn remember(&self, ino: Ino) {
         let _ = ino;
     }
+    /// Finds an inode by its number, for a file handle: `ENOENT` when its last name is gone. (Whoever has it open knows it
+    /// already and does not ask.) Counts as [`Operations::remember`], in one step: it cannot be removed in between.
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        let attr = self.getattr(ino)?;
+        if attr.nlink == 0 {
+            return Err(Error::posix(Errno::ENOENT));
+        }
+        self.remember(ino);
+        Ok(attr)
+    }
     /// Takes back so many calls of [`Operations::remember`].
     fn forget(&self, ino: Ino, count: u64) {
         let _ = (ino, count);
@@ -236,6 +248,12 @@ pub trait Operations: Send + Sync + 'static {
     /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and
     /// `security.capability`.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize>;
+    /// Writes as [`Operations::write`] does for a caller without the privilege to leave set-id bits: set-group-id goes
+    /// from a file that the group may not execute, too, unless the caller is in that group.
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        let _ = caller;
+        self.write(ino, offset, data, false, true)
+    }
     /// Whether an accepted write can fail later, so that [`Operations::flush`] has something to report. Fixed.
     fn has_late_errors(&self) -> bool {
         true
@@ -249,6 +267,24 @@ pub trait Operations: Send + Sync + 'static {
     /// Lists a directory from a cookie (0: from the start, with `.` and `..`). `emit` returns false when it has no room
     /// for the entry; it is then offered again by the next call.
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()>;
+    /// The last cookie of a directory now: what comes in later has a higher one.
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        let _ = ino;
+        Ok(u64::MAX)
+    }
+    /// The same as [`Operations::readdir`] up to a cookie, that of [`Operations::listing_end`] when the listing began. So it
+    /// ends, whoever adds or renames for each entry he is shown.
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        let _ = end;
+        self.readdir(ino, cookie, plus, emit)
+    }
     /// Space and inodes.
     fn statfs(&self) -> Result<StatFs>;
     /// Sets an extended attribute.

@@ -2,8 +2,8 @@
 //!
 //! All inodes in it are locked at once: both directories, what moves, and what is at the target. A directory that gets
 //! another parent also holds the filesystem's `topology` mutex, so that the walk upwards that keeps a directory from
-//! moving under itself sees a tree that stands still. An entry that is replaced keeps its place in its directory, so a
-//! listing never misses a name that existed all the time.
+//! moving under itself sees a tree that stands still. An entry that is replaced, or gets another name in its directory, keeps
+//! its place there: a listing never misses a name that existed all the time, nor shows a renamed file twice.
 
 use nix::errno::Errno;
 
@@ -134,11 +134,17 @@ impl<S: Store> FileSystem<S> {
                     let dir = edit.inode(to)?;
                     dir.nlink = dir.nlink.saturating_sub(1).max(2);
                 }
-                edit.replace_entry(to, to_name, source.ino, source.file_type)?
+                let index = edit.replace_entry(to, to_name, source.ino, source.file_type)?;
+                edit.remove_entry(from, &source.name)?;
+                index
             }
-            None => edit.add_entry(to, to_name, source.ino, source.file_type)?,
+            None if from == to => edit.rename_entry(to, &source.name, to_name)?,
+            None => {
+                let index = edit.add_entry(to, to_name, source.ino, source.file_type)?;
+                edit.remove_entry(from, &source.name)?;
+                index
+            }
         };
-        edit.remove_entry(from, &source.name)?;
         if is_dir(source) && from != to {
             edit.add_link(to)?;
             let dir = edit.inode(from)?;

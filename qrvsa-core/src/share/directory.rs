@@ -343,6 +343,10 @@ impl Operations for WithVolumes {
         }
     }
 
+    fn find_and_remember(&self, ino: Ino) -> Result<Attr> {
+        if ino >= OURS { self.attr(ino) } else { self.inner.find_and_remember(ino) }
+    }
+
     fn forget(&self, ino: Ino, count: u64) {
         if ino < OURS {
             self.inner.forget(ino, count);
@@ -370,6 +374,13 @@ impl Operations for WithVolumes {
         Ok(data.len())
     }
 
+    fn write_unprivileged(&self, caller: Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        if ino >= OURS {
+            return self.write(ino, offset, data, false, true);
+        }
+        self.inner.write_unprivileged(caller, ino, offset, data)
+    }
+
     fn has_late_errors(&self) -> bool {
         // a volume's writes fail at once or not at all
         self.inner.has_late_errors()
@@ -392,6 +403,21 @@ impl Operations for WithVolumes {
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
+        self.readdir_until(ino, cookie, u64::MAX, plus, emit)
+    }
+
+    fn listing_end(&self, ino: Ino) -> Result<u64> {
+        if ino >= OURS { Ok(u64::MAX) } else { self.inner.listing_end(ino) }
+    }
+
+    fn readdir_until(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
         if ino == DIRECTORY {
             return self.list(cookie, plus, emit);
         }
@@ -399,13 +425,13 @@ impl Operations for WithVolumes {
             return refused(Errno::ENOTDIR);
         }
         if ino != ROOT_INO || self.access() == Access::Off {
-            return self.inner.readdir(ino, cookie, plus, emit);
+            return self.inner.readdir_until(ino, cookie, end, plus, emit);
         }
         if cookie >= COOKIE {
             return Ok(());
         }
         let (mut room, mut seen) = (true, false);
-        self.inner.readdir(ino, cookie, plus, &mut |entry| {
+        self.inner.readdir_until(ino, cookie, end, plus, &mut |entry| {
             // a file of this name is hidden
             if entry.name == NAME {
                 return true;

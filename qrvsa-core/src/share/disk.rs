@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::device::HostSpace;
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
+use crate::fs::contents::Kill;
 use crate::fs::ops::{AllocateMode, Caller, Ino, Operations, SetAttr};
 use crate::fs::store::Store;
 use crate::vhdx::ImageFile;
@@ -110,7 +111,7 @@ impl<S: Store> ImageFile for DiskFile<S> {
         // a write that fails in its middle says how far it came, and the next one why
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
             let at = offset.saturating_add(done as u64);
-            match self.fs.write_contents(self.ino, at, rest, false, false).map_err(system_error)? {
+            match self.fs.write_contents(self.ino, at, rest, false, Kill::Nothing).map_err(system_error)? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 n => done += n,
             }

@@ -38,7 +38,8 @@ pub fn is_stale_mount(path: &Path) -> bool {
         return true;
     }
     // For a while the kernel answers from its cache what somebody has asked the server before. This it never does.
-    MountTable::read().device(path).is_some() && matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN))
+    MountTable::read().device(path).is_some()
+        && matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// Whether the error is what the kernel answers for a FUSE mount whose server is gone.

@@ -78,6 +78,31 @@ fn changing_contents_clears_set_id() {
 }
 
 #[test]
+fn a_change_by_no_member_clears_set_group_id_without_group_execute() {
+    let fs = new_fs();
+    type Change = fn(&FileSystem<MemStore>, Caller, Ino);
+    let cases: [(&str, Change); 5] = [
+        ("write", |fs, caller, f| assert_eq!(fs.write_unprivileged(caller, f, 0, b"x").unwrap(), 1)),
+        ("truncate", |fs, caller, f| {
+            fs.setattr(caller, f, SetAttr { size: Some(1), ..SetAttr::default() }).unwrap();
+        }),
+        ("open", |fs, caller, f| fs.open(caller, f, true).unwrap()),
+        ("fallocate", |fs, caller, f| fs.fallocate(caller, f, AllocateMode::PunchHole, 0..1).unwrap()),
+        ("chown", |fs, caller, f| {
+            fs.setattr(caller, f, SetAttr { uid: Some(1000), ..SetAttr::default() }).unwrap();
+        }),
+    ];
+    for (name, change) in cases {
+        let f = owned(&fs, name, 0o6666);
+        change(&fs, USER, f);
+        assert_eq!(mode(&fs, f), 0o2666, "{name} by a member");
+        change(&fs, Caller { gid: 7, ..USER }, f);
+        assert_eq!(mode(&fs, f), 0o666, "{name} by somebody else");
+    }
+    clean(fs.store());
+}
+
+#[test]
 fn every_change_moves_ctime() {
     let fs = new_fs();
     let f = file(&fs, ROOT_INO, "f");

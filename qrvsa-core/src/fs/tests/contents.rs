@@ -275,3 +275,26 @@ fn a_long_write_that_runs_out_is_short() {
     assert_eq!(fs.getattr(f).unwrap().size, 2 << 20);
     clean(fs.store());
 }
+
+#[test]
+fn every_fallocate_moves_mtime() {
+    use crate::fs::ops::AllocateMode::{Allocate, PunchHole, ZeroRange};
+    let fs = new_fs();
+    let f = file(&fs, ROOT_INO, "f");
+    write(&fs, f, 0, &[1; 10_000]);
+    let modes = [
+        Allocate { keep_size: true },
+        Allocate { keep_size: false },
+        PunchHole,
+        ZeroRange { keep_size: true },
+        ZeroRange { keep_size: false },
+    ];
+    for mode in modes {
+        for range in [0..5000, 50_000..60_000] {
+            let before = fs.getattr(f).unwrap();
+            fs.fallocate(ROOT, f, mode, range).unwrap();
+            let after = fs.getattr(f).unwrap();
+            assert!(after.mtime_ns > before.mtime_ns && after.ctime_ns > before.ctime_ns, "{mode:?}");
+        }
+    }
+}

@@ -228,3 +228,25 @@ fn read_only_refuses_changes_and_still_reads() {
     fs.fsync(f, false).unwrap();
     fs.sync_all().unwrap();
 }
+
+#[test]
+fn a_handle_finds_only_what_is_there() {
+    let fs = new_fs();
+    let f = file(&fs, ROOT_INO, "f");
+    let g = file(&fs, ROOT_INO, "g");
+    let d = dir(&fs, ROOT_INO, "d");
+    // known by number: it outlives its name, and goes when that is forgotten
+    assert_eq!(fs.find_and_remember(f).unwrap().ino, f);
+    fs.unlink(ROOT_INO, b"f").unwrap();
+    fails(fs.find_and_remember(f), Errno::ENOENT);
+    assert!(fs.getattr(f).is_ok());
+    fs.forget(f, 1);
+    // removed, but not yet given back: nobody can have it again
+    fs.store().keep_reaped(true);
+    fs.unlink(ROOT_INO, b"g").unwrap();
+    fs.rmdir(ROOT_INO, b"d").unwrap();
+    for ino in [f, g, d, 4000] {
+        fails(fs.find_and_remember(ino), Errno::ENOENT);
+        fails(fs.open(ROOT, ino, false), Errno::ENOENT);
+    }
+}

@@ -139,7 +139,7 @@ fn a_replaced_name_keeps_its_cookie() {
     let after = list(&fs, a);
     assert_eq!((after[3].name.as_slice(), after[3].cookie), (&b"2"[..], cookie));
     fs.rename(ROOT, (a, b"1"), (a, b"9"), Replace).unwrap();
-    assert_eq!(names(&fs, a), ["2", "3", "9"]);
+    assert_eq!(names(&fs, a), ["9", "2", "3"]);
     clean(fs.store());
 }
 
@@ -153,4 +153,36 @@ fn times() {
     assert!(after.0.mtime_ns > before.0.mtime_ns && after.0.ctime_ns > before.0.ctime_ns);
     assert!(after.1.mtime_ns > before.1.mtime_ns && after.1.ctime_ns > before.1.ctime_ns);
     assert!(after.2.mtime_ns == before.2.mtime_ns && after.2.ctime_ns > before.2.ctime_ns);
+}
+
+#[test]
+fn a_listing_ends_whoever_renames_or_adds() {
+    let fs = new_fs();
+    let d = dir(&fs, ROOT_INO, "d");
+    for i in 0..1000 {
+        file(&fs, d, &format!("{i:04}"));
+    }
+    // each entry is renamed twice, so that it has its old name again
+    let mut seen = Vec::new();
+    fs.readdir(d, 2, false, &mut |e| {
+        seen.push(e.name.clone());
+        fs.rename(ROOT, (d, &e.name), (d, b"temporary"), Replace).unwrap();
+        fs.rename(ROOT, (d, b"temporary"), (d, &e.name), NoReplace).unwrap();
+        seen.len() < 5000
+    })
+    .unwrap();
+    assert_eq!(seen.len(), 1000, "a renamed entry keeps its place");
+    // a new one for each that is shown
+    let (mut seen, end) = (0, fs.listing_end(d).unwrap());
+    fs.readdir_until(d, 2, end, true, &mut |e| {
+        seen += 1;
+        file(&fs, d, &format!("new{seen}"));
+        fs.rename(ROOT, (d, &e.name), (d, &[&e.name[..], b".old"].concat()), Replace).unwrap();
+        seen < 5000
+    })
+    .unwrap();
+    assert_eq!((seen, list(&fs, d).len()), (1000, 2002));
+    fs.readdir_until(d, end, end, false, &mut |_| panic!("beyond the end")).unwrap();
+    fails(fs.listing_end(file(&fs, d, "f")), Errno::ENOTDIR);
+    clean(fs.store());
 }

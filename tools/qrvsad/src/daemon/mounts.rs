@@ -353,7 +353,12 @@ impl Daemon {
             match std::mem::replace(&mut entry.state, State::Unmounting) {
                 State::Mounted(mount) => (mount, entry.mountpoint.clone()),
                 State::Waiting => {
-                    mounts.entries.remove(&id);
+                    let entry = mounts.entries.remove(&id);
+                    drop(mounts);
+                    if let Some(entry) = entry {
+                        // what a daemon that died may have left there
+                        self.mounter.detach_stale(&entry.mountpoint).api()?;
+                    }
                     return Ok(());
                 }
                 other => {

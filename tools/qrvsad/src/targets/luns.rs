@@ -227,7 +227,7 @@ impl Targets {
         // Two units of one volume would have one name, and initiators take them for paths to the same unit; but reservations and
         // indivisible commands of the one would not count for the other.
         if matches!(request.source, LunSource::Volume(_))
-            && let Some(user) = model.user_of(|source| *source == request.source)
+            && let Some(user) = model.user_of(|lun| lun.source == request.source)
         {
             return Err(ApiError::busy(format!("{} is the storage of target {user} already", request.source))
                 .with_hint("let initiators in there, over as many portals as they need, or remove that LUN first"));
