@@ -42,6 +42,9 @@ part "lint" tools/dev/lint.sh
 rc=$?
 count $rc $((rc == 0)) 0
 
+# Property tests draw the same cases every time, so that a run can be repeated; PROPTEST_RNG_SEED=n draws others.
+export PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-1}
+
 # Tests and the simulator share a profile, so that what they stand on is compiled once.
 if command -v cargo-nextest > /dev/null; then
   part "unit and property tests" cargo nextest run --cargo-profile sim --workspace --locked --no-fail-fast --status-level fail --hide-progress-bar --no-tests pass
