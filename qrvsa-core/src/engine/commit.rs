@@ -133,6 +133,7 @@ impl Pool {
         for (dataset, root) in roots {
             dataset.items.publish(root);
             dataset.trim_pending(txg);
+            dataset.objects.committed(txg);
         }
         self.committed.store(txg, Ordering::Release);
         self.log.committed(&mark);

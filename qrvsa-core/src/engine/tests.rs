@@ -192,6 +192,20 @@ fn data_survives_commit_and_import_for_many_geometries() {
 }
 
 #[test]
+fn an_fsync_after_a_commit_is_logged_again() {
+    let world = World::new(geometry(2, 2), 4, 80, 1);
+    world.write(1, 0, &[1; 5000]);
+    world.pool().commit().unwrap();
+    // what the commit took had not been logged, and is durable: it must not make a commit of each later fsync
+    for n in 0..3 {
+        let committed = world.pool().committed_txg();
+        world.write(1, n * 4096, &[2; 4096]);
+        world.fsync(1);
+        assert_eq!(world.pool().committed_txg(), committed, "fsync {n} committed");
+    }
+}
+
+#[test]
 fn fsync_survives_a_crash_through_the_log_and_unsynced_data_goes() {
     let mut world = World::new(geometry(2, 2), 4, 80, 1);
     let files = fill(&world, 2000, 14);

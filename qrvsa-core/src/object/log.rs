@@ -39,7 +39,7 @@ pub struct Unlogged {
     /// Changes to log, in order.
     pub ops: Vec<LogOp>,
     /// Further changes were written out already without having been logged, and become durable when this txg commits.
-    /// Whoever must answer for durability waits for that (the txg may have committed already).
+    /// Whoever must answer for durability waits for that.
     pub committing: Option<u64>,
     /// There is more than the caller asked for at most.
     pub too_much: bool,

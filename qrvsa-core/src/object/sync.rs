@@ -134,6 +134,11 @@ impl Objects {
         Ok(stats)
     }
 
+    /// `txg` is committed: what was written out with it unlogged is durable, and no fsync has to wait for it any more.
+    pub fn committed(&self, txg: u64) {
+        self.committing.lock().retain(|_, committing| *committing > txg);
+    }
+
     fn sync_objects(&self, txg: u64, stats: &mut SyncStats) -> Result<()> {
         let mut objects: Vec<Arc<Object>> = Vec::new();
         for shard in &self.shards {
