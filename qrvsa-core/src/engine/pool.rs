@@ -25,8 +25,8 @@ use crate::txg::log::IntentLog;
 use crate::volume::Volume;
 
 /// However much memory there is, a commit begins at so many dirty bytes: a file's first fsync waits for what is dirty of
-/// it, and a disk that writes all the time gets more done than one that is idle and then flooded.
-const DIRTY_START_BYTES_MAX: u64 = 64 << 20;
+/// it, and disks get more done when they begin early than when they are idle and then flooded.
+const DIRTY_START_BYTES_MAX: u64 = 128 << 20;
 
 /// What a pool is run with.
 #[derive(Clone, Debug)]
