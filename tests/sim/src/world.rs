@@ -629,11 +629,15 @@ impl Inner {
                 .map(|(_, n)| n)
                 .sum::<u64>()
         };
+        if self.random.chance(1, 2) {
+            self.add_reserved()?;
+        }
         let full = was_full(self);
         for i in 0..48 {
             let seed = self.random.next_u64();
             self.perform("", &Action::Write(ino, i << 20, 1 << 20, seed))?;
             if was_full(self) != full {
+                self.fill_reserved()?;
                 for _ in 0..4 {
                     self.operate()?;
                 }

@@ -1,5 +1,6 @@
 //! Volumes in a world: they come and go, are written and flushed, and suffer what the pool suffers.
 
+use qrvsa_core::env::Random;
 use qrvsa_core::{Error, ErrorKind};
 
 use super::{Inner, Verdict};
@@ -17,6 +18,25 @@ impl Inner {
         let volume = if goes { pick(&self.random, &names).clone() } else { format!("vol{}", self.operations) };
         let verb = if goes { Verb::Destroy } else { Verb::Create(volumes::spec(&self.random)) };
         self.perform_deed(&Deed { volume, verb })
+    }
+
+    /// One more volume whose space is set aside.
+    pub(super) fn add_reserved(&mut self) -> Verdict<()> {
+        let volume = format!("vol{}", self.operations);
+        let spec = qrvsa_core::volume::Spec { reserve: true, ..volumes::spec(&self.random) };
+        self.perform_deed(&Deed { volume, verb: Verb::Create(spec) })
+    }
+
+    /// Writes all of each volume whose space is set aside. The pool is full: it is there, or it was never set aside.
+    pub(super) fn fill_reserved(&mut self) -> Verdict<()> {
+        let reserved = self.volumes.iter().filter(|(_, model)| model.spec.reserve);
+        let reserved: Vec<(String, u64)> = reserved.map(|(name, model)| (name.clone(), model.size)).collect();
+        for (volume, size) in reserved {
+            let seed = self.random.next_u64();
+            let verb = Verb::Write { offset: 0, len: size as usize, seed, way: Way::Plain, fua: false };
+            self.perform_deed(&Deed { volume, verb })?;
+        }
+        Ok(())
     }
 
     /// Does something to a volume; the model follows.
