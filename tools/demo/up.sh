@@ -5,7 +5,7 @@
 [ "$(id -u)" = 0 ] || die "mounting needs root: run it as root"
 
 if [ -z "${SKIP_BUILD:-}" ]; then
-  "$ROOT/tools/dev/need.sh" build mount || die "packages are missing"
+  "$ROOT/tools/dev/need.sh" build mount demo || die "packages are missing"
   export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
   command -v cargo > /dev/null || die "Rust is missing: see https://rustup.rs"
   (cd "$ROOT" && cargo build --release --locked -p qrvsa -p qrvsad) || die "the build failed"

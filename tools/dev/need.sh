@@ -22,6 +22,7 @@ for group in "$@"; do
       [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
       ;;
     mount) need fusermount3 fuse3 ;;
+    demo) need python3 python3 ;; # damage.sh
     lint)
       need shellcheck shellcheck
       need python3 python3
