@@ -455,31 +455,41 @@ impl Explorer<'_> {
         // with hardly any memory: a commit after each entry that is replayed, and a crash around it
         let options =
             Options { memory_bytes: if nest { 512 } else { verify::options().memory_bytes }, ..verify::options() };
-        let generation = if go_on { verify::newest(&bus).map_or(0, |u| u.generation) } else { 0 };
+        let generation = if go_on { verify::newest(&bus, wanted).map_or(0, |u| u.generation) } else { 0 };
         let mut session =
             verify::import(&bus, env.clone(), options, wanted).map_err(|e| format!("the import failed: {e}"))?;
         let batches = bus.0.lock().recording.take();
         if go_on {
-            verify::generation(&bus, generation)?;
+            verify::generation(&bus, wanted, generation)?;
         }
         let mut found_volumes = volumes.clone();
         let result = self.verify_session(&mut session, allowed, &mut found_volumes, go_on);
         session.pool.abandon();
         let which = result?;
         if go_on {
-            // everything unflushed is gone, and what was fsynced is there
-            let after: Vec<Image> = bus.0.lock().disks.iter().map(|d| d.medium().clone()).collect();
-            let (bus, _) = self.start.bus(&after);
-            let again = verify::import(&bus, env, verify::options(), wanted)
-                .map_err(|e| format!("the second import failed: {e}"))?;
-            let result = again.dump().map_err(|e| e.to_string()).and_then(|found| {
-                let fs = &found[""];
-                let last = fs.values().filter(|n| matches!(&n.body, crate::model::Body::File(b) if b.len() == 5000 && **b == crate::session::pattern(99, 5000)));
-                if last.count() == 1 { Ok(()) } else { Err("what was fsynced after the recovery is lost".to_owned()) }
-            });
-            let result = result.and_then(|()| verify::volumes(&again, &mut found_volumes.clone()));
-            again.pool.abandon();
-            result?;
+            // everything unflushed is gone, and what was fsynced is there; also when the lost device comes back as it was
+            let mut disks: Vec<Image> = bus.0.lock().disks.iter().map(|d| d.medium().clone()).collect();
+            for (which, back) in [("second", false), ("third", true)] {
+                if back && lost.is_none() {
+                    break;
+                }
+                let (bus, _) = self.start.bus(&disks);
+                let again = verify::import(&bus, env.clone(), verify::options(), |i| back || wanted(i))
+                    .map_err(|e| format!("the {which} import failed: {e}"))?;
+                let result = again.dump().map_err(|e| e.to_string()).and_then(|found| {
+                    let pattern = crate::session::pattern(99, 5000);
+                    let is_it =
+                        |n: &&crate::model::Node| matches!(&n.body, crate::model::Body::File(b) if **b == pattern);
+                    match found[""].values().filter(is_it).count() {
+                        1 => Ok(()),
+                        _ => Err(format!("what was fsynced after the recovery is lost at the {which} import")),
+                    }
+                });
+                let result = result.and_then(|()| verify::volumes(&again, &mut found_volumes.clone()));
+                again.pool.abandon();
+                result?;
+                disks = bus.0.lock().disks.iter().map(|d| d.medium().clone()).collect();
+            }
         }
         if let Some(batches) = batches {
             self.nested = true;

@@ -43,8 +43,8 @@ pub fn import(bus: &Bus, env: Environment, options: Options, wanted: impl Fn(usi
 ///
 /// # Errors
 /// What is wrong, in words.
-pub fn generation(bus: &Bus, before: u64) -> std::result::Result<(), String> {
-    let newest = newest(bus).ok_or("no uberblock is left")?;
+pub fn generation(bus: &Bus, wanted: impl Fn(usize) -> bool, before: u64) -> std::result::Result<(), String> {
+    let newest = newest(bus, wanted).ok_or("no uberblock is left")?;
     if newest.generation <= before || newest.log.generation != newest.generation {
         return Err(format!(
             "generation {} and a log of generation {} after an import, {before} before it",
@@ -54,10 +54,10 @@ pub fn generation(bus: &Bus, before: u64) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The newest uberblock of all devices.
-pub fn newest(bus: &Bus) -> Option<Uberblock> {
+/// The newest uberblock of those devices that are wanted.
+pub fn newest(bus: &Bus, wanted: impl Fn(usize) -> bool) -> Option<Uberblock> {
     let count = bus.0.lock().disks.len();
-    let candidates = (0..count).filter_map(|i| Candidate::new(bus.device(i)).ok());
+    let candidates = (0..count).filter(|i| wanted(*i)).filter_map(|i| Candidate::new(bus.device(i)).ok());
     candidates.filter_map(|c| c.uberblocks.first().cloned()).max_by_key(|u| (u.generation, u.txg))
 }
 
