@@ -26,6 +26,8 @@ const NOP_IN: u8 = 0x20;
 const RESPONSE: u8 = 0x21;
 const LOGIN_RESPONSE: u8 = 0x23;
 const DATA_IN: u8 = 0x25;
+/// A sense key.
+const UNIT_ATTENTION: u8 = 6;
 
 struct Session {
     stream: TcpStream,
@@ -191,13 +193,16 @@ impl Session {
         Ok(Some(pdu))
     }
 
-    /// Looks at a PDU: whether a command has ended well with it.
-    fn judge(&mut self, pdu: &Pdu) -> Result<bool> {
+    /// Looks at a PDU: whether a command has ended with it, and whether it was done. A unit attention is told once and stops nothing.
+    fn judge(&mut self, pdu: &Pdu) -> Result<Option<bool>> {
         match pdu.opcode() {
-            DATA_IN if pdu.head[1] & 1 == 0 => Ok(false),
-            DATA_IN | RESPONSE if pdu.head[3] == 0 && (pdu.opcode() == DATA_IN || pdu.head[2] == 0) => Ok(true),
+            DATA_IN if pdu.head[1] & 1 == 0 => Ok(None),
+            DATA_IN | RESPONSE if pdu.head[3] == 0 && (pdu.opcode() == DATA_IN || pdu.head[2] == 0) => Ok(Some(true)),
             DATA_IN | RESPONSE => {
                 let sense = self.held.get(pdu.data.clone()).and_then(|d| d.get(4..18)).unwrap_or_default();
+                if sense.first().is_some_and(|key| key & 15 == UNIT_ATTENTION) {
+                    return Ok(Some(false));
+                }
                 Err(format!("a command ended with status {:#04x}, sense {sense:02x?}", pdu.head[3]).into())
             }
             NOP_IN if pdu.word(20) != u32::MAX => {
@@ -209,9 +214,9 @@ impl Session {
                 put(&mut head, 24, self.cmd_sn);
                 put(&mut head, 28, self.stat_sn);
                 self.queue(head, &[]);
-                Ok(false)
+                Ok(None)
             }
-            NOP_IN => Ok(false),
+            NOP_IN => Ok(None),
             other => Err(format!("an unexpected PDU with opcode {other:#04x}").into()),
         }
     }
@@ -226,8 +231,10 @@ impl Session {
             if pdu.opcode() == DATA_IN {
                 data.extend_from_slice(&self.held[pdu.data.clone()]);
             }
-            if self.judge(&pdu)? {
-                return Ok(data);
+            match self.judge(&pdu)? {
+                Some(true) => return Ok(data),
+                Some(false) => return Err("a unit attention".into()),
+                None => {}
             }
         }
     }
@@ -287,9 +294,9 @@ fn load(arguments: &[String]) -> Result<f64> {
         // all that has come, so that what follows goes out together
         let mut pdu = session.receive()?;
         loop {
-            if session.judge(&pdu)? {
+            if let Some(good) = session.judge(&pdu)? {
                 flying -= 1;
-                done += 1;
+                done += u64::from(good);
             }
             match session.take()? {
                 Some(next) => pdu = next,

@@ -83,7 +83,7 @@ class Server:
         elif store == "null":
             cli("target", "lun", "add", IQN, "--null", "%dM" % LUN_MB)
         else:
-            devices = ["%s/d%d.img:%dM" % (self.dir, n, LUN_MB) for n in range(4)]
+            devices = ["%s/d%d.img:%dM" % (self.dir, n, 2 * LUN_MB) for n in range(4)]
             cli("pool", "create", "bench", "--geometry", "2+2", *devices)
             cli("volume", "create", "bench/v", "%dM" % LUN_MB)
             cli("target", "lun", "add", IQN, "--volume", "bench/v")

@@ -5,7 +5,8 @@
 mod support;
 
 use std::fs::File;
-use std::io::{Read, Write};
+
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -228,13 +229,21 @@ fn a_check_outlives_the_program() {
     eventually("the check runs", || daemon.client().jobs().unwrap().len() == 1);
     first.kill().unwrap();
     first.wait().unwrap();
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| qrvsa(&daemon, &["check", "tank", "--json"]));
-        let listed = qrvsa(&daemon, &["job", "list"]).works().out;
-        assert!(listed.contains("check-1") && listed.contains("running"), "{listed}");
-        daemon.world.check_gate.open();
-        assert_eq!(second.join().unwrap().works().json()["id"], "check-1");
-    });
+    let mut second = command(&daemon);
+    second.args(["check", "tank", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut second = second.spawn().unwrap();
+    // it tells how the check goes on: it has joined it
+    let mut told = BufReader::new(second.stderr.take().unwrap());
+    let mut line = String::new();
+    told.read_line(&mut line).unwrap();
+    assert!(line.contains("check"), "{line}");
+    let listed = qrvsa(&daemon, &["job", "list"]).works().out;
+    assert!(listed.contains("check-1") && listed.contains("running"), "{listed}");
+    daemon.world.check_gate.open();
+    let output = second.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let job: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(job["id"], "check-1");
     qrvsa(&daemon, &["job", "wait", "check-1"]).works();
     qrvsa(&daemon, &["job", "wait", "check-2"]).fails(6, &["no job"]);
 }
