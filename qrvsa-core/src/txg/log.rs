@@ -370,8 +370,8 @@ impl IntentLog {
         }
     }
 
-    /// The block at a position, as the group that was durable then and its payload, from the first column where it is valid; `None` when a column that can be
-    /// read shows that there is none. (An acknowledged block is on every column that was in service.)
+    /// The block at a position, as the group that was durable when it was written and its payload, from the first column
+    /// where it is valid; `None` when a column that can be read shows that there is none. (An acknowledged block is on every column that was in service.)
     ///
     /// # Errors
     /// `Io` when no column can be read: whether the log ends here is not known then, and what was acknowledged must not
