@@ -16,6 +16,7 @@ import glob
 import importlib
 import inspect
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -174,6 +175,12 @@ class Runner:
                 print("    " + line[:400])
         sys.stdout.flush()
 
+    def reason(self, name):
+        """The exception that a failed test ended with, in brackets, if its log tells of one."""
+        with open(os.path.join(self.logs, name + ".log"), errors="replace") as f:
+            ends = [line.strip() for line in f if re.match(r"[\w.]*(Failure|Error|Exception|Exit|Interrupt|Expired)\b", line)]
+        return " (%s)" % ends[0][:300] if ends else ""
+
     def finish(self, failed):
         self.clean(self.run_dir)
         if failed or self.args.keep:
@@ -255,8 +262,9 @@ def main():
                 passed += 1
     finally:
         runner.finish(failed)
-    if failed:
-        print("failed: " + " ".join(failed))
+    # once more, at the end, where who sees only the last lines finds it
+    for name in failed:
+        print("failed: %s%s" % (name, runner.reason(name)))
     print("%d passed, %d failed" % (passed, len(failed)))
     sys.exit(1 if failed else 0)
 

@@ -3,7 +3,7 @@ import ctypes
 import errno
 import os
 
-from lib import Failure, run, same
+from lib import Failure, run, same, wait_for
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +40,19 @@ def refuses(code, function, *args, **kwargs):
         same(errno.errorcode.get(e.errno, e.errno), errno.errorcode[code], "errno of %s%r" % (function.__name__, args))
         return
     raise Failure("%s%r worked, wanted %s" % (function.__name__, args, errno.errorcode[code]))
+
+
+def refuses_at_last(code, function, *args):
+    """The call has to fail with this errno, once what the kernel does behind our back (it tells a FUSE server of a close
+    after close() has returned, and keeps the inode until then) is done. Closes the descriptor that it returns before."""
+    def refused():
+        try:
+            os.close(function(*args))
+        except OSError as e:
+            same(errno.errorcode.get(e.errno, e.errno), errno.errorcode[code], "errno of %s%r" % (function.__name__, args))
+            return True
+        return False
+    wait_for(refused, 60, "%s%r to fail with %s" % (function.__name__, args, errno.errorcode[code]), step=0.01)
 
 
 class Handle(ctypes.Structure):
