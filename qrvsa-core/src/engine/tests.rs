@@ -222,7 +222,10 @@ fn a_stream_is_written_out_while_it_goes_on() {
         world.write(1, i * u64::from(RECORD), &record);
     }
     assert!(pool.whole.load(Ordering::Relaxed) >= pool.options.whole_bytes_start());
-    assert!(pool.dirty_bytes() < pool.options.dirty_bytes_start(), "nothing else begins a commit: the clock stands still");
+    assert!(
+        pool.dirty_bytes() < pool.options.dirty_bytes_start(),
+        "nothing else begins a commit: the clock stands still"
+    );
     let committer = {
         let (pool, stop) = (pool.clone(), stop.clone());
         std::thread::spawn(move || pool.run_committer(&stop))
