@@ -122,6 +122,15 @@ def is_live(pid):
         return False
 
 
+def command_line(pid):
+    """What a process runs, cut short; empty when it is gone."""
+    try:
+        with open("/proc/%d/cmdline" % pid, errors="replace") as f:
+            return f.read().replace("\0", " ").strip()[:100]
+    except OSError:
+        return ""
+
+
 def descendants(root):
     """Pids of all processes below `root`, without it."""
     parent = {}
@@ -141,8 +150,8 @@ def descendants(root):
 
 
 def end_descendants(root, wait=10.0):
-    """Kills everything below `root`; returns the pids that were still there when asked."""
-    first = {pid for pid in descendants(root) if is_live(pid)}
+    """Kills everything below `root`; returns the pids that were still there when asked, with their command lines."""
+    first = {pid: command_line(pid) for pid in descendants(root) if is_live(pid)}
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline:
         live = {pid for pid in descendants(root) if is_live(pid)}

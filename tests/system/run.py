@@ -162,7 +162,7 @@ class Runner:
                                                any(proc.is_live(p) for p in proc.descendants(os.getpid()))):
             time.sleep(0.05)
             proc.reap()
-        left += ["process %d" % pid for pid in sorted(proc.end_descendants(os.getpid()))]
+        left += ["process %d (%s)" % each for each in sorted(proc.end_descendants(os.getpid()).items())]
         left += ["mount %s" % m for m in proc.mounts_below(directory)]
         proc.unmount_below(directory)
         left += ["loop device %s" % d for d, _ in proc.loops_below(directory)]
@@ -241,6 +241,8 @@ def main():
     for hidden in ("--one", "--dir", "--run-dir"):
         p.add_argument(hidden, help=argparse.SUPPRESS)
     args = p.parse_args()
+    for out in (sys.stdout, sys.stderr):
+        out.reconfigure(errors="backslashreplace")  # names of files may be anything
     if args.one:
         child(args)
     tests = [(n, f, text) for n, f, text in discover()
