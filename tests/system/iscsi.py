@@ -4,7 +4,7 @@ The initiator speaks just enough of RFC 7143 to log in, with CHAP or without, an
 are built by hand, so that tests can also send what no initiator would.
 """
 import hashlib
-import os
+import random
 import re
 import select
 import socket
@@ -15,17 +15,24 @@ from lib import Failure, check, run
 IQN = "iqn.2026-01.test.system"
 
 
+_given = set()
+
+
 def free_port():
-    """A port that was free a moment ago, outside the range that the kernel gives to clients."""
-    for _ in range(200):
-        port = 20000 + int.from_bytes(os.urandom(2), "little") % 12000
+    """A port that was free a moment ago, outside the range that the kernel gives to clients; each time another."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
+        low, high = map(int, f.read().split())
+    ports = set(range(20000, 32000)) - _given
+    ports = ports - set(range(low, high + 1)) or ports
+    for port in random.SystemRandom().sample(sorted(ports), min(200, len(ports))):
         with socket.socket() as s:
             try:
                 s.bind(("127.0.0.1", port))
-                return port
             except OSError:
                 continue
-    raise Failure("no free port")
+        _given.add(port)
+        return port
+    raise Failure("no free port between 20000 and 32000")
 
 
 class Target:
@@ -70,7 +77,7 @@ def suite_tests():
     return names
 
 
-def suite_run(name, url, second, timeout=60):
+def suite_run(name, url, second, timeout):
     """Runs one test: `passed`, `failed` or `skipped`, and its output. CUnit counts a skip as a pass."""
     cmd = ["iscsi-test-cu", "--dataloss", "--allow-sanitize", "-n", "-V", "-t", "ALL." + name, url, second]
     try:
@@ -118,7 +125,7 @@ def frame(opcode, flags=0x80, lun=0, tag=0, specific=b"", data=b""):
 class Initiator:
     """One session with one connection."""
 
-    def __init__(self, port, iqn=None, name="client", isid=1, user=None, secret=None, login=True, timeout=30, discovery=False):
+    def __init__(self, port, iqn=None, name="client", isid=1, user=None, secret=None, login=True, timeout=60, discovery=False):
         self.name, self.iqn, self.isid = "%s.client:%s" % (IQN, name), iqn, isid
         self.sock = socket.create_connection(("127.0.0.1", port), timeout)
         self.cmdsn, self.expstatsn, self.tag = 1, 0, 1
@@ -135,7 +142,10 @@ class Initiator:
     def recv(self, n):
         data = b""
         while len(data) < n:
-            part = self.sock.recv(n - len(data))
+            try:
+                part = self.sock.recv(n - len(data))
+            except TimeoutError:
+                raise Failure("no answer from the target within %d s" % self.sock.gettimeout()) from None
             if not part:
                 raise ConnectionError("closed by the target")
             data += part

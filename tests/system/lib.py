@@ -14,7 +14,7 @@ import time
 import traceback
 
 import contract
-from proc import Failure, die_with_parent, is_mounted, kill_group, record_pid, run, unmount_below
+from proc import SLOWNESS, Failure, die_with_parent, is_mounted, kill_group, loops_below, record_pid, run, unmount_below, wait_group_gone
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -38,19 +38,21 @@ def same(found, wanted, what):
 
 
 def wait_for(condition, seconds, what, step=0.1):
-    """Waits until a condition holds; returns its value."""
+    """Waits until a condition holds; returns its value. The seconds are for a machine that has nothing else to do. `what` says what
+    is waited for; it may be a function, called at the end."""
+    seconds *= SLOWNESS
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise Failure("waited %s s for: %s" % (seconds, what))
+            raise Failure("waited %s s for: %s" % (seconds, what() if callable(what) else what))
         time.sleep(step)
 
 
 def options(seconds=120, long_seconds=None, long_only=False, anywhere=False, vm=False):
-    """Marks a test: its deadline in quick and in long mode, whether it runs in long mode only, whether it needs
+    """Marks a test: its deadline in quick and in long mode, for a machine that has nothing else to do, whether it runs in long mode only, whether it needs
     nothing but a directory, so that `run.py --against DIR` can check the test itself on another filesystem, and whether
     it boots a guest and runs with `run.py --vm` only."""
     def mark(function):
@@ -126,7 +128,7 @@ class Test:
         """(loop device, backing file): a sparse file as a block device, detached at the end."""
         path = self.disk(name, size)
         device = run(["losetup", "-f", "--show", "--direct-io=on", path], timeout=20).out.strip()
-        self.defer(run, ["losetup", "-d", device], 20, False)
+        self.defer(detach, device, path)
         return device, path
 
     # -- background commands ------------------------------------------------------------------------------------------
@@ -170,14 +172,21 @@ class Elsewhere:
         run(["sync", "-f", self.mountpoint])
 
 
-def end_child(child, sig=signal.SIGKILL):
-    """Ends a spawned command with its whole session."""
+def end_child(child):
+    """Ends a spawned command with its whole session, and waits until nobody of that is left."""
     if child.poll() is None:
-        kill_group(child.pid, sig)
+        kill_group(child.pid)
         try:
-            child.wait(10)
+            child.wait(60)
         except subprocess.TimeoutExpired:
-            kill_group(child.pid)
+            raise Failure("killed, but it does not end: %s" % " ".join(child.args)) from None
+        wait_group_gone(child.pid)
+
+
+def detach(device, backing):
+    """Detaches a loop device, if it still has this file: by now it may be somebody else's."""
+    if any(d == device and (b == backing or b == backing + " (deleted)") for d, b in loops_below(os.path.dirname(backing))):
+        run(["losetup", "-d", device], 20, False)
 
 
 class Daemon:
@@ -193,7 +202,7 @@ class Daemon:
         t.defer(self._end)
 
     def start(self, wait=60):
-        """Starts it, and waits until it answers."""
+        """Starts it, and waits until it answers, which it does when pools, mounts and targets are back."""
         check(self.child is None, "the daemon runs already")
         cmd = [binary("qrvsad"), "--socket", self.socket, "--state", self.state]
         if self.settings:
@@ -210,7 +219,7 @@ class Daemon:
         def answers():
             if self.child.poll() is not None:
                 raise Failure("the daemon ended at once, exit %s\n%s" % (self.child.returncode, self.log_tail(15)))
-            return os.path.exists(self.socket) and self.cli("pool", "list", ok=False, timeout=20).rc == 0
+            return os.path.exists(self.socket) and self.cli("pool", "list", ok=False, timeout=wait).rc == 0
         wait_for(answers, wait, "the daemon to answer on its socket", 0.05)
         return self
 
@@ -233,14 +242,29 @@ class Daemon:
         child, self.child = self.child, None
         if child is not None:
             child.kill()
-            child.wait(30)
+            child.wait(120)
 
     def restart(self):
         self.stop()
         return self.start()
 
     def freeze(self):
+        """SIGSTOP; returns when all of its threads have stopped."""
         os.kill(self.child.pid, signal.SIGSTOP)
+        wait_for(lambda: all(state == "T" for state in self._states()), 20, lambda: "all threads to stop: %s" % self._states(), 0.005)
+
+    def _states(self):
+        """The state of each thread, by its letter, but for the kernel's workers among them."""
+        found, tasks = [], "/proc/%d/task" % self.pid
+        for thread in os.listdir(tasks):
+            try:
+                with open(os.path.join(tasks, thread, "stat"), errors="replace") as f:
+                    name, rest = f.read().rsplit(")", 1)
+            except OSError:
+                continue
+            if "(iou-" not in name:
+                found.append(rest.split()[0])
+        return found
 
     def thaw(self):
         os.kill(self.child.pid, signal.SIGCONT)

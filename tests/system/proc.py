@@ -12,6 +12,10 @@ import subprocess
 import time
 
 
+#: Deadlines of commands and conditions are written for a machine that has nothing else to do; all of them are taken so many times.
+SLOWNESS = 3
+
+
 class Failure(AssertionError):
     """A promise that was not kept."""
 
@@ -41,8 +45,10 @@ def die_with_parent():
 
 
 def run(cmd, timeout=60, ok=True, input=None, env=None, cwd=None):
-    """Runs a command to its end. With `ok`, anything but exit status 0 is a Failure; so is a missed deadline, always."""
+    """Runs a command to its end. With `ok`, anything but exit status 0 is a Failure; so is a missed deadline, always: `timeout` seconds,
+    and more on a slow machine."""
     cmd = [str(c) for c in cmd]
+    timeout *= SLOWNESS
     child = subprocess.Popen(cmd, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                              start_new_session=True, env=env, cwd=cwd)
@@ -61,12 +67,41 @@ def run(cmd, timeout=60, ok=True, input=None, env=None, cwd=None):
     return result
 
 
+def kill(pid):
+    """Kills a process that may be gone."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def kill_group(pgid, sig=signal.SIGKILL):
     """Signals a process group that may be gone."""
     try:
         os.killpg(pgid, sig)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def wait_group_gone(pgid, wait=20.0):
+    """Waits until nobody is left of a process group that was killed; its members are collected by their parents."""
+    deadline = time.monotonic() + wait
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pgid, 0)
+        except (ProcessLookupError, PermissionError):
+            return
+        time.sleep(0.01)
+
+
+def wait_gone(pid, wait=60.0):
+    """Waits until a process is gone with all that it held. A zombie does not count: some of its threads may still hold files."""
+    deadline = time.monotonic() + wait
+    start = start_time(pid)
+    while start is not None and start_time(pid) == start:
+        if time.monotonic() > deadline:
+            raise Failure("process %d does not end within %d s" % (pid, wait))
+        time.sleep(0.01)
 
 
 def start_time(pid):
@@ -83,8 +118,17 @@ def is_live(pid):
     try:
         with open("/proc/%d/stat" % pid) as f:
             return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (OSError, IndexError):
+    except (OSError, ValueError, IndexError):
         return False
+
+
+def command_line(pid):
+    """What a process runs, cut short; empty when it is gone."""
+    try:
+        with open("/proc/%d/cmdline" % pid, errors="replace") as f:
+            return f.read().replace("\0", " ").strip()[:100]
+    except OSError:
+        return ""
 
 
 def descendants(root):
@@ -106,18 +150,15 @@ def descendants(root):
 
 
 def end_descendants(root, wait=10.0):
-    """Kills everything below `root`; returns the pids that were still there when asked."""
-    first = {pid for pid in descendants(root) if is_live(pid)}
+    """Kills everything below `root`; returns the pids that were still there when asked, with their command lines."""
+    first = {pid: command_line(pid) for pid in descendants(root) if is_live(pid)}
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline:
         live = {pid for pid in descendants(root) if is_live(pid)}
         if not live:
             break
         for pid in live:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            kill(pid)
         time.sleep(0.05)
         reap()
     reap()
@@ -216,10 +257,7 @@ def end_recorded(run_dir):
     for line in lines:
         part = line.split()
         if len(part) == 2 and part[1].isdigit() and start_time(int(part[0])) == int(part[1]):
-            try:
-                os.kill(int(part[0]), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            kill(int(part[0]))
 
 
 def remove_tree(directory):

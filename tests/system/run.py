@@ -31,6 +31,10 @@ import proc  # noqa: E402
 from lib import Test, binary  # noqa: E402
 
 PREFIX = "qrvsa-test-"
+#: Begins the line in a test's log that says why it failed.
+REASON = "the test failed: "
+#: How long what a test told to end may take for it, in seconds.
+PATIENCE = 20
 
 
 def discover():
@@ -53,17 +57,17 @@ def child(args):
     function = dict((n, f) for n, f, _ in discover())[name]
     t = Test(directory, run_dir, name, long=args.long, against=args.against, seed=args.seed)
     t.step("%s, seed %d", name, t.seed)
-    failed = False
+    reasons = []
     try:
         function(t)
-    except BaseException:
-        failed = True
+    except BaseException as e:
         traceback.print_exc()
-    for problem in t.close():
-        failed = True
-        print(problem, flush=True)
+        reasons.append("%s: %s" % (type(e).__name__, e))
+    reasons += t.close()
+    for reason in reasons:
+        print(REASON + " | ".join(line.strip() for line in reason.splitlines() if line.strip()))
     sys.stdout.flush()
-    os._exit(1 if failed else 0)  # no waiting for threads that hang in a dead mount
+    os._exit(1 if reasons else 0)  # no waiting for threads that hang in a dead mount
 
 
 def panics(directory):
@@ -106,7 +110,7 @@ class Runner:
         """(seconds, complaint or None)"""
         directory = os.path.join(self.run_dir, name)
         log = os.path.join(self.logs, name + ".log")
-        limit = function.long_seconds if self.args.long else function.seconds
+        limit = (function.long_seconds if self.args.long else function.seconds) * proc.SLOWNESS
         cmd = [sys.executable, os.path.abspath(__file__), "--one", name, "--dir", directory, "--run-dir", self.run_dir]
         cmd += ["--long"] if self.args.long else []
         cmd += ["--against", self.args.against] if self.args.against else []
@@ -117,14 +121,15 @@ class Runner:
             test = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
                                     preexec_fn=proc.die_with_parent)
             try:
-                if wait_and_reap(test, limit) != 0:
-                    complaint = "failed"
+                status = wait_and_reap(test, limit)
+                if status != 0:
+                    complaint = "failed" if status == 1 else "the test process ended with exit %d" % status
             except subprocess.TimeoutExpired:
                 complaint = "no end after %d s" % limit
                 test.send_signal(signal.SIGUSR1)  # its stack into the log
-                time.sleep(0.5)
+                time.sleep(2)
         seconds = time.monotonic() - begin
-        left = self.clean(directory, test)
+        left = self.clean(directory, test, PATIENCE if complaint is None else 1)
         if complaint is None and left:
             complaint = "left behind: " + ", ".join(left)
         broken = panics(directory)
@@ -139,8 +144,9 @@ class Runner:
             proc.remove_tree(directory)
         return seconds, complaint
 
-    def clean(self, directory, test=None):
-        """Ends and undoes whatever lives in a test's directory; names what the test should have ended itself."""
+    def clean(self, directory, test=None, patience=0):
+        """Ends and undoes whatever lives in a test's directory; names what the test should have ended itself. What it told to
+        end gets some patience: a process that was killed, or a loop device somebody still looks at, takes a moment to go."""
         if test is not None and test.poll() is None:
             # the daemons first: who waits for their mounts cannot even be killed before
             proc.end_recorded(self.run_dir)
@@ -151,10 +157,12 @@ class Runner:
                 test.wait(10)
             except subprocess.TimeoutExpired:
                 left.append("the test process itself")
-        deadline = time.monotonic() + 1  # what was told to end a moment ago may take one
-        while any(proc.is_live(p) for p in proc.descendants(os.getpid())) and time.monotonic() < deadline:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and (proc.mounts_below(directory) or proc.loops_below(directory) or
+                                               any(proc.is_live(p) for p in proc.descendants(os.getpid()))):
             time.sleep(0.05)
-        left += ["process %d" % pid for pid in sorted(proc.end_descendants(os.getpid()))]
+            proc.reap()
+        left += ["process %d (%s)" % each for each in sorted(proc.end_descendants(os.getpid()).items())]
         left += ["mount %s" % m for m in proc.mounts_below(directory)]
         proc.unmount_below(directory)
         left += ["loop device %s" % d for d, _ in proc.loops_below(directory)]
@@ -175,11 +183,17 @@ class Runner:
                 print("    " + line[:400])
         sys.stdout.flush()
 
-    def reason(self, name):
-        """The exception that a failed test ended with, in brackets, if its log tells of one."""
+    def reason(self, name, complaint):
+        """Why a test failed, in one line: what it says itself; of one that did not end, where it was and how far it had come."""
         with open(os.path.join(self.logs, name + ".log"), errors="replace") as f:
-            ends = [line.strip() for line in f if re.match(r"[\w.]*(Failure|Error|Exception|Exit|Interrupt|Expired)\b", line)]
-        return " (%s)" % ends[0][:300] if ends else ""
+            lines = f.read().splitlines()
+        told = [line[len(REASON):] for line in lines if line.startswith(REASON)]
+        if not told:
+            # innermost first
+            told = [line.strip() for line in lines if re.match(r'\s+File ".*/test_\w+\.py", line \d+ in test_', line)][:1]
+            told += [line for line in lines if re.match(r"\[ *\d+\.\d+\] ", line)][-1:]
+        text = "; ".join(told if complaint == "failed" and told else [complaint.strip()] + told)
+        return text if len(text) <= 700 else text[:400] + " ... " + text[-300:]
 
     def finish(self, failed):
         self.clean(self.run_dir)
@@ -227,6 +241,8 @@ def main():
     for hidden in ("--one", "--dir", "--run-dir"):
         p.add_argument(hidden, help=argparse.SUPPRESS)
     args = p.parse_args()
+    for out in (sys.stdout, sys.stderr):
+        out.reconfigure(errors="backslashreplace")  # names of files may be anything
     if args.one:
         child(args)
     tests = [(n, f, text) for n, f, text in discover()
@@ -249,22 +265,22 @@ def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, lambda n, f: sys.exit(128 + n))
     runner = Runner(args)
-    passed, failed = 0, []
+    passed, failed = 0, {}
     try:
         for i, (name, function, _) in enumerate(tests):
             seconds, complaint = runner.one(name, function)
             print("[%3d/%d] %-5s %7.1f s  %s%s" % (i + 1, len(tests), "FAIL" if complaint else "ok", seconds, name,
                                                    "  (%s)" % complaint if complaint else ""), flush=True)
             if complaint:
-                failed.append(name)
+                failed[name] = runner.reason(name, complaint)
                 runner.show(name)
             else:
                 passed += 1
     finally:
         runner.finish(failed)
     # once more, at the end, where who sees only the last lines finds it
-    for name in failed:
-        print("failed: %s%s" % (name, runner.reason(name)))
+    for name, reason in failed.items():
+        print("failed: %s (%s)" % (name, reason))
     print("%d passed, %d failed" % (passed, len(failed)))
     sys.exit(1 if failed else 0)
 

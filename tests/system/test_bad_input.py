@@ -260,7 +260,7 @@ def test_clones_and_strangers(t):
     os.rename(t.path("own.img"), pool.devices[1])
     # an older copy of a member in its place
     daemon.cli("pool", "import", "--search", t.path("disks"), "tank")
-    pool.wait_healthy(60)
+    pool.wait_healthy()
     daemon.stop()
     run(["cp", "--sparse=always", pool.devices[2], t.path("older.img")])
     daemon.start()
@@ -304,7 +304,7 @@ def test_nonsense_on_the_socket(t):
                  b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 1_000_000 + b"\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{nope",
                  b"GET /" + b"%00../" * 1000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"[" * 100_000):
         s = socket.socket(socket.AF_UNIX)
-        s.settimeout(5)
+        s.settimeout(20)
         s.connect(daemon.socket)
         try:
             s.sendall(data)

@@ -1,6 +1,7 @@
 """`vhdx convert` from and to volumes: what arrives is what QEMU sees, also after a crash, a full pool and a broken-off conversion."""
 import os
 import shutil
+import signal
 
 from iscsi import Target
 from lib import GIB, KIB, MIB, Daemon, binary, check, options, run, same, wait_for
@@ -28,6 +29,20 @@ def compare(one, one_format, other, other_format):
     run(["qemu-img", "compare", "-f", one_format, "-F", other_format, one, other], timeout=180)
 
 
+def held_at_work(t, daemon, source, volume, **kwargs):
+    """A conversion that fills a new volume and is held there: it runs between the looks only, so that it cannot end unseen."""
+    child = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "vhdx", "convert", source, "volume:" + volume], **kwargs)
+
+    def at_work():
+        os.kill(child.pid, signal.SIGSTOP)
+        if any(v["name"] == volume and v["in_use"] for v in daemon.json("volume", "list", volume.split("/")[0])):
+            return True
+        os.kill(child.pid, signal.SIGCONT)
+        return False
+    wait_for(at_work, 60, lambda: "a conversion to begin; its exit is %s" % child.poll(), 0.05)
+    return child
+
+
 @options(seconds=240)
 def test_round_trip(t):
     """raw -> volume -> dynamic -> volume -> raw is the same disk at each step for qemu-img, takes no space for zeros, and is durable at once."""
@@ -49,7 +64,7 @@ def test_round_trip(t):
     same(volume["size_bytes"], size, "size of the volume")
     check(volume["allocated_bytes"] <= data + 2 * MIB, "%d bytes of data take %d", data, volume["allocated_bytes"])
     face = os.path.join(pool.mountpoint, ".volumes", "v.vhdx")
-    wait_for(lambda: os.path.exists(face), 30, "the file of the volume is there")
+    wait_for(lambda: os.path.exists(face), 60, "the file of the volume is there")
     compare(a, "raw", face, "vhdx")
 
     daemon.cli("vhdx", "convert", "volume:tank/v", b)
@@ -110,7 +125,7 @@ def test_refusals_and_failures(t):
     with open(face, "r+b"):
         daemon.refused("in use", "vhdx", "convert", disk, "volume:tank/v", "--force", code=7)
     # the kernel releases a file a moment after it is closed
-    wait_for(lambda: not daemon.json("volume", "show", "tank/v")["in_use"], 20, "the file is closed")
+    wait_for(lambda: not daemon.json("volume", "show", "tank/v")["in_use"], 60, "the file is closed")
 
     t.step("a target serves it")
     target = Target(daemon)
@@ -135,18 +150,17 @@ def test_refusals_and_failures(t):
     daemon.cli("vhdx", "convert", disk, "volume:tank/big", "--force")
 
     t.step("the conversion is killed")
-    child = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "vhdx", "convert", big, "volume:tank/killed"])
-    wait_for(lambda: any(v["name"] == "tank/killed" and v["in_use"] for v in daemon.json("volume", "list", "tank")), 30, "it has begun", 0.02)
+    child = held_at_work(t, daemon, big, "tank/killed")
     child.kill()
-    child.wait(30)
-    wait_for(lambda: not daemon.json("volume", "show", "tank/killed")["in_use"], 30, "the volume is let go of")
+    child.wait(60)
+    wait_for(lambda: not daemon.json("volume", "show", "tank/killed")["in_use"], 60, "the volume is let go of")
     check("tank/killed holds a part only" in daemon.log_text(), "the daemon's log does not say it:\n%s", daemon.log_tail())
     daemon.cli("volume", "destroy", "tank/killed", "--force")
 
     t.step("the daemon is killed")
-    child = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "vhdx", "convert", big, "volume:tank/killed"], log=t.path("convert.log"))
-    wait_for(lambda: any(v["name"] == "tank/killed" and v["in_use"] for v in daemon.json("volume", "list", "tank")), 30, "it has begun", 0.02)
+    child = held_at_work(t, daemon, big, "tank/killed", log=t.path("convert.log"))
     daemon.kill()
+    child.send_signal(signal.SIGCONT)
     same(child.wait(60), 3, "exit status of the conversion")
     with open(t.path("convert.log")) as f:
         told = f.read()

@@ -91,7 +91,7 @@ def test_reads_repair_any_m_columns(t):
     # a damaged parity column may wait for the scrub
     kept_read = [(f, old) for f, old in kept if f in read]
     pool.sync()
-    wait_for(lambda: healed(kept_read) == len(kept_read), 30, "what was read to be repaired on disk")
+    wait_for(lambda: healed(kept_read) == len(kept_read), 60, "what was read to be repaired on disk")
     found = pool.scrub()
     same(found.unrepairable, 0, "unrepairable after reading")
     same(healed(kept), len(kept), "fragments with their old content after the scrub")
@@ -208,5 +208,5 @@ def test_beyond_redundancy(t):
         os.unlink(os.path.join(pool.mountpoint, name))
     pool.sync()
     pool.scrub()
-    wait_for(lambda: not pool.status().damaged_files, 30, "status to forget removed files")
+    wait_for(lambda: not pool.status().damaged_files, 60, "status to forget removed files")
     pool.check()

@@ -2,6 +2,7 @@
 import os
 import re
 
+from iscsi import free_port
 from lib import ROOT, Failure, binary, check, options, run
 
 #: Lines that a test cannot run: they start this very suite, take too long, or change the machine.
@@ -29,12 +30,12 @@ def run_document(t, name):
         env.pop(key, None)
     t.defer(run, ["make", "-s", "-C", ROOT, "down", "PURGE=1"], 120, True, None, env)
     run(["make", "-s", "-C", ROOT, "up"], timeout=120, env=env)
-    ran = 0
+    ran, port = 0, "127.0.0.1:%d" % free_port()
     for line in commands(os.path.join(ROOT, name)):
         if NOT_HERE.match(line):
             t.step("not run: %s", line)
             continue
-        here = line.replace("/var/lib/qrvsa-demo", demo).replace("/mnt/qrvsa-demo", mnt)
+        here = line.replace("/var/lib/qrvsa-demo", demo).replace("/mnt/qrvsa-demo", mnt).replace("127.0.0.1:3299", port)
         t.step("$ %s", here)
         result = run(["bash", "-ec", here], timeout=120, ok=False, env=env, cwd=ROOT)
         print(result.out + result.err, flush=True)

@@ -38,7 +38,7 @@ def test_fsync_survives_kill(t):
         wait_for(lambda: len(acks_of(out)) > before + 3, 60, "the writer to get going")
         time.sleep(t.random.uniform(0, 2))
         daemon.kill()
-        writer.wait(30)
+        writer.wait(60)
         daemon.start()
         pool.wait_mounted()
         wrong = verify(directory, t.seed, acks_of(out))

@@ -71,9 +71,13 @@ def test_chap(t):
             path = os.path.join(where, name)
             if not os.path.isfile(path):
                 continue
-            with open(path, "rb") as f:
-                if secret.encode() in f.read():
-                    same(os.stat(path).st_mode & 0o777, 0o600, "mode of " + path)
+            try:
+                with open(path, "rb") as f:
+                    text, mode = f.read(), os.fstat(f.fileno()).st_mode & 0o777
+            except FileNotFoundError:
+                continue  # replaced meanwhile
+            if secret.encode() in text:
+                same(mode, 0o600, "mode of " + path)
     daemon.cli("target", "user", target.iqn, "remove", "alice")
     target.initiator().close()
 
@@ -140,7 +144,7 @@ def test_sessions_are_shown_and_dropped(t):
     total = target.show()["luns"][0]["counters"]
     check(total["writes"]["bytes"] >= 64 * 512 and sum(total["latency"]) > 0, "counts of the LUN: %s", total)
     daemon.cli("target", "sessions", target.iqn, "--drop", str(sessions["two"]["sid"]))
-    wait_for(lambda: [s["initiator"] for s in target.sessions()] == [one.name], 20, "the dropped session to go")
+    wait_for(lambda: [s["initiator"] for s in target.sessions()] == [one.name], 60, "the dropped session to go")
     one.read(lun, 0)
     daemon.refused("sessions", "target", "destroy", target.iqn, code=7)
     daemon.cli("target", "destroy", target.iqn, "--force")
@@ -191,7 +195,10 @@ def test_hostile_peers(t):
         s = socket.socket()
         s.settimeout(20)
         if s.connect_ex(("127.0.0.1", target.port)) == 0:
-            s.sendall(login[:24])
+            try:
+                s.sendall(login[:24])
+            except OSError:
+                pass  # closed already
         crowd.append(s)
     same(friend.read(lun, 1), data, "a read beside half-open logins")
     late = target.initiator("late", isid=3).settle(lun)

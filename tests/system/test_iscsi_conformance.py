@@ -50,7 +50,7 @@ def test_libiscsi_suite(t):
         try:
             kind = "removable" if name.startswith(REMOVABLE) else "readonly" if name.startswith(READ_ONLY) else "plain"
             url = alone.get(name, units[kind])
-            verdict, text = iscsi.suite_run(name, url, url, 120)
+            verdict, text = iscsi.suite_run(name, url, url, 60)
             return name, verdict, text
         finally:
             free.append(units)

@@ -22,6 +22,16 @@ def refusal(initiator, lun, cdb, expect=0):
     return None
 
 
+def flush(initiator, lun):
+    """SYNCHRONIZE CACHE, past unit attentions: with one of those it is not carried out."""
+    for _ in range(8):
+        try:
+            return initiator.sync(lun)
+        except iscsi.CheckCondition as e:
+            same(e.key, 6, "sense of a flush")
+    raise Failure("unit attentions without end")
+
+
 @options(seconds=120)
 def test_qemu_img_converts_to_and_from_a_lun(t):
     """qemu-img writes an image through libiscsi to a LUN on a volume, compares it equal, and reads it back equal."""
@@ -151,7 +161,7 @@ def test_kill_9_while_the_pool_changes(t):
             else:
                 unsafe.setdefault(lba, []).append(data)
             if n % 40 == 39:
-                initiator.sync(lun)
+                flush(initiator, lun)
                 known.update({at: (versions[-1], []) for at, versions in unsafe.items()})
                 unsafe.clear()
         for lba, versions in unsafe.items():
@@ -305,8 +315,16 @@ def test_a_lun_and_files_fill_a_pool_together(t):
             return False
     wait_for(lun_goes_on, 60, "the LUN to go on when files are gone", 0.2)
     written += 1
-    with open(os.path.join(pool.mountpoint, "again"), "wb") as f:
-        f.write(chunk)
+
+    def files_go_on():
+        try:
+            with open(os.path.join(pool.mountpoint, "again"), "wb") as f:
+                f.write(chunk)
+            return True
+        except OSError as e:
+            same(e.errno, errno.ENOSPC, "error of a file in a full pool")
+            return False
+    wait_for(files_go_on, 60, "files to go on when files are gone", 0.2)
     initiator.sync(lun)
     initiator.close()
     pool.restart()

@@ -3,7 +3,7 @@ import os
 
 import trees
 from lib import ROOT, Failure, check, is_mounted, options, run, same
-from proc import is_live, loops_below, mounts_below
+from proc import is_live, loops_below, mounts_below, wait_gone
 from syscalls import read_file, write_file
 
 
@@ -37,6 +37,8 @@ def test_up_and_down(t):
     run(["sync"])
     run([os.path.join(ROOT, "tools/demo/qrvsa.sh"), "pool", "sync", "demo"], env=dict(os.environ, DEMO_DIR=t.path("demo")))
     os.kill(pid, 9)
+    # it takes a moment to go: until then it is there, and holds its files
+    wait_gone(pid)
     make(t, "up")
     check(demo_pid(t) != pid, "no new daemon")
     trees.compare(wanted, tree, "after kill -9 and make up")

@@ -279,9 +279,10 @@ def test_times(t):
     moves(lambda: os.setxattr(path, "user.x", b"1"), False, True, False, "setxattr")
     moves(lambda: write_file(os.path.join(d, "new")), False, False, True, "create")
     moves(lambda: os.unlink(path), False, False, True, "unlink")
-    before = time.time()
+    # a second of room for the kernel's coarse clock
+    before = time.time() - 1
     write_file(path)
-    check(abs(os.stat(path).st_mtime - before) < 5, "a new file has the time %s", os.stat(path).st_mtime)
+    check(before <= os.stat(path).st_mtime <= time.time() + 1, "a new file has the time %s", os.stat(path).st_mtime)
 
 
 @options(anywhere=True)
@@ -331,7 +332,7 @@ def test_locks(t):
     time.sleep(0.3)
     same(got, [], "a waiting lock while it is held")
     os.close(fd)
-    waiter.join(20)
+    waiter.join(60)
     same(got, [None], "a waiting lock after its release")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 from lib import GIB, Daemon, Failure, check, end_child, options, run, wait_for
+from proc import is_live, kill
 
 
 class Server:
@@ -50,10 +51,29 @@ class Server:
         check(self.child.wait(120) == 0, "postgres did not end well:\n%s", open(self.log, errors="replace").read()[-2000:])
 
     def crash(self):
-        """Its storage is gone: it has to be ended the hard way."""
+        """Its storage is gone: it has to be ended the hard way. Its workers are in sessions of their own, and while one is
+        left, no new server starts on the same data."""
         end_child(self.child)
+
+        def gone():
+            left = self.workers()
+            for pid in left:
+                kill(pid)
+            return not left
+        wait_for(gone, 60, lambda: "the server's processes to end: %s" % self.workers())
         for line in glob.glob(os.path.join(self.sockets, ".s.*")):
             os.unlink(line)
+
+    def workers(self):
+        """Processes that work in the data directory; the link tells without touching what is mounted there."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink("/proc/%s/cwd" % pid) == self.data and is_live(int(pid)):
+                    found.append(int(pid))
+            except OSError:
+                continue
+        return found
 
     def sql(self, text, timeout=120):
         return run(self.cmd("psql", "-h", self.sockets, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", text, "postgres"), timeout=timeout).out.strip()
@@ -103,7 +123,7 @@ def test_no_acknowledged_transaction_is_lost(t):
     server.sql("CREATE TABLE acked (id bigint PRIMARY KEY, body text)")
     acked = set()
     for n in range(t.size(2, 3)):
-        bench = t.spawn(server.cmd("pgbench", "-n", "-h", server.sockets, "-c", 2, "-j", 1, "-T", 60, "postgres"), log=t.path("pgbench.log"))
+        bench = t.spawn(server.cmd("pgbench", "-n", "-h", server.sockets, "-c", 2, "-j", 1, "-T", 3600, "postgres"), log=t.path("pgbench.log"))
         clients = [Client(server, i + 1) for i in range(2)]
         wait_for(lambda: all(len(c.acked()) > 20 for c in clients), 90, "clients to commit")
         time.sleep(t.random.uniform(*t.size((2, 4), (8, 12))))

@@ -45,11 +45,11 @@ def rounds(t, mode, count):
         out = t.path("writer%d.out" % n)
         with open(out, "w") as f:
             writer = t.spawn(python("sqlite_writer.py", path, mode, first), stdout=f)
-            wait_for(lambda: len(acknowledged(out)) > 20, 60, "the writer to get going: " + open(out).read()[-300:])
+            wait_for(lambda: len(acknowledged(out)) > 20, 60, lambda: "the writer to get going; it says %s" % open(out).read()[-300:])
             time.sleep(t.random.uniform(0.2, 1.5))
             daemon.kill()
             try:
-                writer.wait(30)
+                writer.wait(60)
             except Exception:
                 raise Failure("the writer hangs after the daemon was killed") from None
         got = acknowledged(out)
@@ -85,15 +85,19 @@ def test_two_writers(t):
         for i, out in enumerate(outs):
             with open(out, "w") as f:
                 writers.append(t.spawn(python("sqlite_writer.py", path, mode, 1 + i * 10_000_000, 0.005), stdout=f))
-            wait_for(lambda o=out: acknowledged(o), 60, "a first commit in mode " + mode)
+            wait_for(lambda o=out: acknowledged(o), 60, lambda o=out: "a first commit in mode %s: %s" % (mode, open(o).read()[-300:]))
         time.sleep(3)
+        counts = [len(acknowledged(out)) for out in outs]
+        # both go on, beside each other
+        wait_for(lambda: all(len(acknowledged(out)) > n + 5 for out, n in zip(outs, counts)) or any(w.poll() is not None for w in writers), 60,
+                 lambda: "both writers to go on in mode %s: %s commits, then %s" % (mode, counts, [len(acknowledged(out)) for out in outs]))
         for w in writers:
             w.terminate()
-            w.wait(30)
+            w.wait(60)
         for out in outs:
             check("error" not in open(out).read(), "a writer in mode %s: %s", mode, open(out).read()[-300:])
-            check(len(acknowledged(out)) > 5, "a writer in mode %s starved", mode)
-        db = sqlite3.connect(path)
+            check(len(acknowledged(out)) > 5, "a writer in mode %s made %d commits only", mode, len(acknowledged(out)))
+        db = sqlite3.connect(path, timeout=30)
         same(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)], "integrity_check")
         there = {r[0] for r in db.execute("SELECT id FROM t")}
         db.close()

@@ -77,7 +77,7 @@ def test_containers_shrink(t):
     def shrunk():
         pool.sync()
         return taken(paths) < before - 200 * MIB
-    wait_for(shrunk, 60, "the containers to give space back", 0.5)
+    wait_for(shrunk, 90, "the containers to give space back", 0.5)
     t.step("%.1f MiB before, %.1f MiB after", before / MIB, taken(paths) / MIB)
     pool.check()
     pool.restart()

@@ -26,7 +26,7 @@ def test_their_life(t):
     daemon.cli("volume", "resize", "tank/thin", "65TB")
     for action in (daemon.restart, pool.crash):
         action()
-        wait_for(lambda: daemon.pools() == ["tank"], 30, "the pool is back")
+        wait_for(lambda: daemon.pools() == ["tank"], 60, "the pool is back")
         again = daemon.json("volume", "list", "tank")
         same([(v["id"], v["naa"]) for v in again], [(v["id"], v["naa"]) for v in listed], "identities after a restart")
         same(daemon.json("volume", "show", "tank/thin")["size_bytes"], 65 * 10**12, "the size after a restart")
@@ -37,5 +37,5 @@ def test_their_life(t):
         daemon.refused("all data", "volume", "destroy", "tank/" + name)
         daemon.cli("volume", "destroy", "tank/" + name, "--force")
     same(daemon.json("volume", "list"), [], "volumes after all are destroyed")
-    wait_for(lambda: daemon.json("pool", "status", "tank")["free_bytes"] >= free + 256 * MIB, 30, "the reserved room is back")
+    wait_for(lambda: daemon.json("pool", "status", "tank")["free_bytes"] >= free + 256 * MIB, 60, "the reserved room is back")
     pool.check()

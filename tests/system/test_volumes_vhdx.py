@@ -65,7 +65,7 @@ def test_the_directory(t):
     t.step("the daemon is killed while a program has the file open for writing")
     run(["qemu-io", "-f", "vhdx", "-c", "write -P 0x5a 10M 1M", "-c", "flush", face], timeout=60)
     pool.crash()
-    wait_for(lambda: os.path.exists(face), 30, "the file is back")
+    wait_for(lambda: os.path.exists(face), 60, "the file is back")
     run(["qemu-io", "-f", "vhdx", "-c", "read -P 0x5a 10M 1M", "-c", "read -P 0 20M 1M", face], timeout=60)
     run(["qemu-img", "check", "-f", "vhdx", face], timeout=120)
 
@@ -102,7 +102,7 @@ def test_the_directory(t):
         check(e.errno in (1, 13, 30), "%s", e)
     run(["qemu-io", "-r", "-f", "vhdx", "-c", "read -P 0x5a 10M 1M", face], timeout=60)
     daemon.cli("volume", "resize", "tank/disk", "300M")
-    wait_for(lambda: "300 MiB" in run(["qemu-img", "info", face]).out, 10, "the file has grown with the volume")
+    wait_for(lambda: "300 MiB" in run(["qemu-img", "info", face]).out, 60, "the file has grown with the volume")
     # bytes in the file are bytes of the volume: trimmed here, free there
     daemon.cli("fs", "set", "tank", "volumes=rw")
     before = daemon.json("volume", "show", "tank/disk")["allocated_bytes"]

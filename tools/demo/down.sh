@@ -8,7 +8,11 @@ if mounted "$DEMO_MNT"; then
     { say "$DEMO_MNT is busy or dead: detached, it goes when nobody uses it."; umount -l "$DEMO_MNT"; }
 fi
 
-gone() { [ ! -d "/proc/$pid" ] || [ "$(awk '/^State:/ { print $2 }' "/proc/$pid/status" 2> /dev/null)" = Z ]; }
+# a zombie with threads left may still hold files
+gone() {
+  [ ! -d "/proc/$pid" ] ||
+    awk '/^State:/ { zombie = $2 == "Z" } /^Threads:/ { alone = $2 <= 1 } END { exit !(zombie && alone) }' "/proc/$pid/status" 2> /dev/null
+}
 if pid=$(daemon_pid); then
   kill -TERM "$pid"
   if ! wait_until 60 gone; then

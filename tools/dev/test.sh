@@ -17,15 +17,20 @@ part() {
   shift
   : > "$log"
   # tee is this shell's child, not the part's: the system tests end every child that is not theirs to keep
-  local out
+  local out tee
   exec {out}> >(tee "$log")
+  tee=$!
   "$@" >&"$out" 2>&1 &
   child=$!
   wait "$child"
   local rc=$?
   child=
   exec {out}>&-
-  sleep 0.2 # tee
+  # with the end of tee all lines have arrived; what a part left behind may keep it from ending
+  for _ in {1..300}; do
+    kill -0 "$tee" 2> /dev/null || break
+    sleep 0.1
+  done
   return $rc
 }
 

@@ -184,10 +184,15 @@ impl TargetUnits {
         }
         self.units.store(Arc::new(units));
         self.end_tasks(None, Some(lun::encode(number)), None);
+        let deadline = Instant::now() + REMOVAL_PATIENCE;
         if !unit.ranges.drain(REMOVAL_PATIENCE) {
             tracing::warn!("{} LUN {number}: removed with commands still running", self.name);
         }
         self.tokens.forget_unit(unit.serial);
+        // A session that is ending may be looking at the units. Its storage is let go of when this returns, so that others can have it.
+        while Arc::strong_count(&unit) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.attend_all(Attention::LUNS_CHANGED, None);
         if let Some(store) = self.persistence.as_ref().filter(|_| !unit.shape().unavailable) {
             for kind in ["reservations", "modes"] {

@@ -1,7 +1,7 @@
 """sqlite_writer.py DATABASE JOURNAL_MODE FIRST_ID [PAUSE]: inserts rows for ever; prints each id once its commit is acknowledged.
 
-PAUSE is in seconds, after each commit: SQLite's locks have no queue, others look again every 100 ms, and where a commit takes
-2 ms a writer without a pause keeps them out for minutes.
+PAUSE is in seconds, after each commit, and at least as long as it held the lock: SQLite's locks have no queue, others look again
+every 100 ms, and a writer without a pause keeps them out for minutes.
 
 Prints `error ID TEXT` and ends when the database gives an error: the commit of ID is then neither known nor unknown.
 """
@@ -24,6 +24,7 @@ try:
     while True:
         body = hashlib.sha256(b"%d" % i).digest() * (1 + i % 200)
         db.execute("BEGIN IMMEDIATE")
+        begin = time.monotonic()
         db.execute("INSERT INTO t VALUES (?, ?, ?)", (i, body, hashlib.sha256(body).hexdigest()))
         if i % 7 == 0:
             db.execute("DELETE FROM t WHERE id % 7 = 0 AND id < ?", (i - 100,))
@@ -31,6 +32,6 @@ try:
         print(i, flush=True)
         i += 1
         if pause:
-            time.sleep(pause)
+            time.sleep(max(pause, time.monotonic() - begin))
 except sqlite3.Error as e:
     print("error", i, e, flush=True)

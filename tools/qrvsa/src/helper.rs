@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use qrvsa_api::names::FsName;
 use qrvsa_api::{ApiError, Client, DEFAULT_SOCKET, ErrorKind, MountRequest, MountState, SOCKET_ENV};
@@ -73,11 +74,11 @@ fn mount(request: &Request) -> Result<(), ApiError> {
     let client = Client::new(socket)?;
     let mountpoint = paths::directory(&request.dir)?;
     let wanted = MountRequest { source: request.source.clone(), mountpoint, options: request.options.clone() };
-    // a mount that just went away with umount(8) may be in the daemon's table for a moment longer
-    const PATIENCE: u32 = 50;
-    const SETTLED: u32 = 5;
-    let mut seen = 0;
-    for _ in 0..PATIENCE {
+    // A mount that went away with umount(8) stays in the daemon's table until all of it is durable.
+    const ENDING: Duration = Duration::from_secs(60);
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let begin = Instant::now();
+    loop {
         let error = match client.mount(&wanted) {
             Ok(_) => return Ok(()),
             Err(e) if e.kind == ErrorKind::Busy => e,
@@ -86,17 +87,16 @@ fn mount(request: &Request) -> Result<(), ApiError> {
         let listed = client.mounts()?.into_iter().any(|mount| {
             mount.source == wanted.source && mount.mountpoint == wanted.mountpoint && mount.state == MountState::Mounted
         });
+        let there = is_mount_point(&wanted.mountpoint);
         // At boot the daemon has restored its mounts before fstab is read; then there is nothing left to do.
-        seen = if listed { seen + 1 } else { 0 };
-        if listed && (is_mount_point(&wanted.mountpoint) || seen == SETTLED) {
+        if listed && there {
             return Ok(());
         }
-        if !listed && is_mount_point(&wanted.mountpoint) {
+        if there || begin.elapsed() > if listed { ENDING } else { PATIENCE } {
             return Err(error);
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    client.mount(&wanted).map(|_| ())
 }
 
 /// Whether something is mounted on the directory.

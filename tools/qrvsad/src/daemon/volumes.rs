@@ -1,11 +1,17 @@
 //! Volumes of pools.
 
+use std::time::{Duration, Instant};
+
 use qrvsa_api::names::{FsName, check_name};
 use qrvsa_api::{ApiError, CreateVolume, ErrorKind, Fragment, ResizeVolume, VolumeInfo};
 use qrvsa_core::volume::VOLUME_OBJECT;
 
 use super::Daemon;
 use crate::error::IntoApi;
+
+/// How long the destruction of a volume waits for those who are just letting go of it.
+const LETTING_GO: Duration = Duration::from_secs(1);
+const LETTING_GO_STEP: Duration = Duration::from_millis(10);
 
 impl Daemon {
     /// Volumes of a pool.
@@ -77,7 +83,16 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NeedsForce, format!("all data in volume {name} would be destroyed"))
                 .with_hint("repeat with --force if nothing in it is needed any more"));
         }
-        self.engine.volume_destroy(name).api()?;
+        // Whoever let go of it just now may hold it for a moment longer: the kernel tells of a close after it returned.
+        let begin = Instant::now();
+        loop {
+            match self.engine.volume_destroy(name) {
+                Err(e) if e.kind() == qrvsa_core::ErrorKind::Busy && begin.elapsed() < LETTING_GO => {
+                    std::thread::sleep(LETTING_GO_STEP);
+                }
+                result => break result.api()?,
+            }
+        }
         tracing::info!("volume {name} destroyed");
         Ok(())
     }

@@ -52,7 +52,7 @@ impl TgtServer {
         let seen = Arc::clone(&stopping);
         let thread = std::thread::Builder::new()
             .name("qrvsa-tgt".to_owned())
-            .spawn(move || serve(&listener, &targets, &seen))
+            .spawn(move || serve(listener, &targets, &seen))
             .map_err(cannot)?;
         Ok(TgtServer { path, stopping, thread: Some(thread), _lock: lock })
     }
@@ -70,23 +70,25 @@ impl Drop for TgtServer {
     }
 }
 
-fn serve(listener: &UnixListener, targets: &Arc<Targets>, stopping: &AtomicBool) {
-    for stream in listener.incoming() {
+fn serve(listener: UnixListener, targets: &Arc<Targets>, stopping: &AtomicBool) {
+    let mut listener = Some(listener);
+    while let Some(stream) = listener.as_ref().map(UnixListener::accept) {
         if stopping.load(Ordering::Acquire) {
             return;
         }
         match stream {
-            Ok(stream) => {
+            Ok((stream, _)) => {
                 // A request is handled here, one after the other, as tgtd does it; a client that dawdles is given up.
                 let targets = Arc::clone(targets);
-                let handled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handle(stream, &targets)));
+                // Before the answer leaves: who has it finds nobody here any more, which is what tgtadm waits for.
+                let close = || {
+                    listener = None;
+                    tracing::info!("tgt's management socket closed on request; it comes back with the daemon");
+                };
+                let handled =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handle(stream, &targets, close)));
                 match handled {
-                    Ok(Ok(false)) => {}
-                    // Nobody answers from now on, which is what tgtadm waits for.
-                    Ok(Ok(true)) => {
-                        tracing::info!("tgt's management socket closed on request; it comes back with the daemon");
-                        return;
-                    }
+                    Ok(Ok(())) => {}
                     Ok(Err(problem)) => tracing::info!("tgt's management socket: {problem}"),
                     Err(_) => tracing::error!("a tgt request failed"),
                 }
@@ -99,8 +101,8 @@ fn serve(listener: &UnixListener, targets: &Arc<Targets>, stopping: &AtomicBool)
     }
 }
 
-/// Answers one client; whether the socket is to be closed.
-fn handle(mut stream: UnixStream, targets: &Targets) -> Result<bool, String> {
+/// Answers one client. `close` closes the socket to others.
+fn handle(mut stream: UnixStream, targets: &Targets, close: impl FnOnce()) -> Result<(), String> {
     let text = |e: std::io::Error| e.to_string();
     let peer = getsockopt(&stream, PeerCredentials).map_err(|e| e.to_string())?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -115,6 +117,8 @@ fn handle(mut stream: UnixStream, targets: &Targets) -> Result<bool, String> {
     let mut payload = vec![0; length];
     stream.read_exact(&mut payload).map_err(text)?;
     let answer = targets.handle_tgt(&request, &payload);
-    stream.write_all(&encode_reply(answer.code, &answer.text)).map_err(text)?;
-    Ok(answer.stop && answer.code == Code::Success)
+    if answer.stop && answer.code == Code::Success {
+        close();
+    }
+    stream.write_all(&encode_reply(answer.code, &answer.text)).map_err(text)
 }
