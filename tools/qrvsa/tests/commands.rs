@@ -51,7 +51,13 @@ fn command(daemon: &TestDaemon) -> Command {
 }
 
 fn finish(command: &mut Command) -> Ran {
-    let output = command.output().unwrap();
+    let output = loop {
+        match command.output() {
+            // A copy of the program, whose descriptor a program that another test was starting had inherited.
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            output => break output.unwrap(),
+        }
+    };
     Ran {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout).unwrap(),

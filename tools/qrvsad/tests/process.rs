@@ -27,7 +27,12 @@ fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(CHILD) {
         return child(Path::new(&dir));
     }
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    // As much of the arguments as `cargo test` and `cargo nextest` need: the latter lists tests, then runs each by its name.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |option: &str| args.iter().any(|arg| arg == option);
+    let valued = |at: usize| at > 0 && ["--format", "--test-threads", "--color"].contains(&args[at - 1].as_str());
+    let filter = args.iter().enumerate().find(|(at, arg)| !arg.starts_with('-') && !valued(*at)).map(|(_, arg)| arg);
+    let chosen = |name: &str| filter.is_none_or(|f| if has("--exact") { name == f } else { name.contains(f.as_str()) });
     let tests: BTreeMap<&str, fn()> = BTreeMap::from([
         ("reports_its_life_to_the_manager", reports_its_life_to_the_manager as fn()),
         ("sigterm_is_a_clean_end", sigterm_is_a_clean_end),
@@ -36,7 +41,12 @@ fn main() -> ExitCode {
         ("sigkill_leaves_nothing_in_the_way", sigkill_leaves_nothing_in_the_way),
         ("a_second_daemon_is_refused", a_second_daemon_is_refused),
     ]);
-    for (name, test) in tests.iter().filter(|(name, _)| filter.as_ref().is_none_or(|f| name.contains(f.as_str()))) {
+    // None is ignored.
+    for (name, test) in tests.iter().filter(|(name, _)| chosen(name) && !has("--ignored")) {
+        if has("--list") {
+            println!("{name}: test");
+            continue;
+        }
         test();
         println!("{name}: ok");
     }
