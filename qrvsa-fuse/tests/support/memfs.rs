@@ -184,37 +184,46 @@ fn now_ns() -> i64 {
 /// Operations that have to be under way at once: none ends before so many have begun.
 #[derive(Default)]
 pub struct Meeting {
-    /// How many are wanted, 0 when nobody waits, and how many are there.
-    state: Mutex<(usize, usize)>,
+    state: Mutex<Called>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct Called {
+    /// How many are wanted, 0 when nobody waits.
+    wanted: usize,
+    there: usize,
+    failed: bool,
 }
 
 impl Meeting {
     /// From now on, until they have met.
     pub fn call(&self, count: usize) {
-        *self.state.lock().unwrap() = (count, 0);
+        *self.state.lock().unwrap() = Called { wanted: count, ..Called::default() };
     }
 
     /// Whether they have met.
     pub fn took_place(&self) -> bool {
-        self.state.lock().unwrap().0 == 0
+        let state = self.state.lock().unwrap();
+        state.wanted == 0 && !state.failed
     }
 
     fn join(&self) {
         let mut state = self.state.lock().unwrap();
-        if state.0 == 0 {
+        if state.wanted == 0 {
             return;
         }
-        state.1 += 1;
-        if state.1 == state.0 {
-            *state = (0, 0);
-            self.changed.notify_all();
-            return;
+        state.there += 1;
+        if state.there < state.wanted {
+            let (waited, result) = self.changed.wait_timeout_while(state, PATIENCE, |s| s.wanted > 0).unwrap();
+            if !result.timed_out() {
+                return;
+            }
+            state = waited;
+            state.failed = true;
         }
-        let (mut state, waited) = self.changed.wait_timeout_while(state, PATIENCE, |s| s.0 > 0).unwrap();
-        if waited.timed_out() {
-            state.1 -= 1;
-        }
+        state.wanted = 0;
+        self.changed.notify_all();
     }
 }
 

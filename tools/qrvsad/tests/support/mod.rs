@@ -729,10 +729,9 @@ impl TestDaemon {
 
     /// Waits for the end after [`TestDaemon::tell_to_stop`].
     pub fn wait_for_end(&mut self) -> std::result::Result<(), String> {
-        let life = self.life.take().unwrap();
-        let ended = async { tokio::time::timeout(PATIENCE, life.ended).await };
-        let result = life.runtime.block_on(ended).expect("it ends").unwrap();
-        life.runtime.shutdown_timeout(Duration::from_secs(5));
+        let Life { runtime, stop: _stop, ended } = self.life.take().unwrap();
+        let result = runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await }).expect("it ends").unwrap();
+        runtime.shutdown_timeout(Duration::from_secs(5));
         result
     }
 
