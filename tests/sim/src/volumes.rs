@@ -93,8 +93,8 @@ struct Atomic(BTreeMap<u64, Part>);
 /// A block of such a write. Versions go by their digests.
 #[derive(Clone)]
 struct Part {
-    /// Bytes of the block that it wrote.
-    span: Range<usize>,
+    /// Bytes of the block that it wrote and nothing has overwritten since, in the newest version.
+    left: Vec<Range<usize>>,
     /// Versions before it.
     before: BTreeSet<u64>,
     /// Versions with bytes of it: its own, and those that later writes made of it and left some.
@@ -135,6 +135,13 @@ fn at(bytes: &[u8], block: u64) -> Vec<u8> {
     let mut found = bytes[start..bytes.len().min(start + BLOCK)].to_vec();
     found.resize(BLOCK, 0);
     found
+}
+
+/// What is left of a range.
+fn without(range: &Range<usize>, taken: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let before = range.start..range.end.min(taken.start);
+    let behind = range.start.max(taken.end)..range.end;
+    [before, behind].into_iter().filter(|part| !part.is_empty())
 }
 
 impl Model {
@@ -181,15 +188,15 @@ impl Model {
             let digest = xxh3_64(&block);
             self.ever.insert((number, digest));
             let versions = self.blocks.entry(number).or_insert_with(|| vec![zero()]);
-            let base = versions.last().map_or(0, |v| xxh3_64(v));
             let span = (from - start) as usize..(to - start) as usize;
             for part in self.atomics.iter_mut().filter_map(|a| a.0.get_mut(&number)) {
-                let hidden = span.start <= part.span.start && part.span.end <= span.end;
-                let into = if part.with.contains(&base) && !hidden { &mut part.with } else { &mut part.without };
+                part.left = part.left.iter().flat_map(|r| without(r, &span)).collect();
+                let into = if part.left.is_empty() { &mut part.without } else { &mut part.with };
                 into.insert(digest);
             }
             let before = versions.iter().map(|v| xxh3_64(v)).collect();
-            whole.0.insert(number, Part { span, before, with: BTreeSet::from([digest]), without: BTreeSet::new() });
+            let left = vec![span];
+            whole.0.insert(number, Part { left, before, with: BTreeSet::from([digest]), without: BTreeSet::new() });
             versions.push(Arc::new(block));
         }
         if atomic {
@@ -235,13 +242,19 @@ impl Model {
             }
         }
         for Atomic(parts) in &self.atomics {
-            let is_new = |(number, part): (&u64, &Part)| part.with.contains(&xxh3_64(&at(found, *number)));
-            let is_old = |(number, part): (&u64, &Part)| {
-                let there = xxh3_64(&at(found, *number));
+            // A block may look as it did before by chance (of a few bytes) or as both are zero: then it says nothing.
+            let is_new = |(number, part): &(&u64, &Part)| {
+                let there = xxh3_64(&at(found, **number));
+                part.with.contains(&there) && !part.before.contains(&there)
+            };
+            let is_old = |(number, part): &(&u64, &Part)| {
+                let there = xxh3_64(&at(found, **number));
                 part.before.contains(&there) && !part.with.contains(&there) && !part.without.contains(&there)
             };
-            if parts.iter().any(is_new) && parts.iter().any(is_old) {
-                return Err(format!("an atomic write to blocks {:?} is there in part", parts.keys()));
+            let (new, old) = (parts.iter().filter(is_new), parts.iter().filter(is_old));
+            let (new, old): (Vec<&u64>, Vec<&u64>) = (new.map(|p| p.0).collect(), old.map(|p| p.0).collect());
+            if !new.is_empty() && !old.is_empty() {
+                return Err(format!("an atomic write is there in part: in blocks {new:?}, not in {old:?}"));
             }
         }
         Ok(())
@@ -526,6 +539,27 @@ mod tests {
     }
 
     #[test]
+    fn an_atomic_write_may_go_piece_by_piece() {
+        let mut m = model();
+        let before = m.contents();
+        m.put(0, &pattern(1, 12288), true);
+        let after = m.contents();
+        m.put(6000, &[0; 2192], false);
+        let half = m.contents();
+        m.put(3000, &[0; 3000], false);
+        let end = m.contents();
+        // of the block in the middle nothing is left: it looks as it did before, and says nothing of the others
+        assert_eq!(&end[4096..8192], &before[4096..8192]);
+        for whole in [&before, &after, &half, &end] {
+            assert!(m.may_be(whole).is_ok());
+        }
+        for part in [&after, &half] {
+            assert!(m.may_be(&[&before[..4096], &part[4096..8192], &before[8192..]].concat()).is_err());
+        }
+        assert!(m.may_be(&[&end[..4096], &before[4096..]].concat()).is_err());
+    }
+
+    #[test]
     fn an_atomic_write_is_not_there_in_part() {
         let mut m = model();
         let before = m.contents();
@@ -538,6 +572,12 @@ mod tests {
         let partly = m.contents();
         assert!(m.may_be(&partly).is_ok());
         assert!(m.may_be(&[&partly[..4096], &before[4096..]].concat()).is_err());
+        // a block that looks the same before and after says nothing
+        let mut same = model();
+        same.put(4095, &[9], false);
+        let before = same.contents();
+        same.put(4095, &[[9].as_slice(), &pattern(1, 4096)].concat(), true);
+        assert!(same.may_be(&before).is_ok() && same.may_be(&same.contents()).is_ok());
         // one that leaves none says nothing of the others
         m.put(0, &pattern(2, 4096), false);
         let later = m.contents();
