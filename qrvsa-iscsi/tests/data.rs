@@ -216,7 +216,7 @@ fn the_window_is_as_wide_as_configured_and_closes() {
     // An immediate command needs no room.
     let (tag, head) = i.command_head(NONE, 0, &[0xc4, 2]);
     i.send(head.immediate().word(24, i.cmd_sn), &[]);
-    assert!(bench.device.waiting.load(Ordering::SeqCst) >= 1);
+    support::until(|| bench.device.waiting.load(Ordering::SeqCst) >= 1);
     bench.device.release_all();
     let mut tags: Vec<u32> = (0..129).map(|_| i.receive().unwrap().bhs.task_tag()).collect();
     tags.sort_unstable();

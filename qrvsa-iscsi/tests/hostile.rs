@@ -117,9 +117,14 @@ fn a_reader_that_takes_nothing_is_dropped_and_costs_little() {
     for at_once in [true, false] {
         bench.device.at_once.store(at_once, Ordering::SeqCst);
         let mut deaf = bench.session(&[]);
+        // In one piece: nobody knows when it is dropped.
+        let mut commands = Vec::new();
         for _ in 0..100 {
-            deaf.command(READ, 4 << 20, &read10(0, 8192), &[]);
+            let (_, head) = deaf.command_head(READ, 4 << 20, &read10(0, 8192));
+            commands.extend(deaf.bytes_of(head.word(24, deaf.cmd_sn), &[], &[]));
+            deaf.cmd_sn += 1;
         }
+        deaf.stream.write_all(&commands).unwrap();
         works(&mut witness);
         // It goes away although it never reads and never closes.
         bench.until_sessions(1);
@@ -247,17 +252,27 @@ fn pings_find_the_dead() {
     let bench = Bench::with(
         |_| (),
         |t| {
-            t.nop_interval = Duration::from_millis(100);
+            t.nop_interval = Duration::from_secs(1000);
             t.nop_count = 2;
         },
     );
     let mut i = bench.session(&[]);
-    let ping = i.receive().unwrap();
-    assert_eq!((ping.opcode(), ping.bhs.task_tag()), (0x20, u32::MAX));
-    // An answer keeps the session.
-    i.send(Head::new(0x40, 0x80).word(16, u32::MAX).word(20, ping.word(20)).word(24, i.cmd_sn), &[]);
-    assert_eq!(i.receive().unwrap().opcode(), 0x20);
+    let ping = |i: &mut Initiator| {
+        bench.service.advance_clock(Duration::from_secs(1001));
+        let ping = i.receive().unwrap();
+        assert_eq!((ping.opcode(), ping.bhs.task_tag()), (0x20, u32::MAX));
+        ping
+    };
+    // Answers keep the session.
+    for _ in 0..6 {
+        let ping = ping(&mut i);
+        i.send(Head::new(0x40, 0x80).word(16, u32::MAX).word(20, ping.word(20)).word(24, i.cmd_sn), &[]);
+    }
+    works(&mut i);
     assert_eq!(bench.service.sessions(support::TARGET).unwrap().len(), 1);
+    ping(&mut i);
+    ping(&mut i);
+    bench.service.advance_clock(Duration::from_secs(1001));
     assert!(i.closed(), "no answer");
 }
 
@@ -389,21 +404,21 @@ fn answers_that_are_asked_for_over_and_over_stay_bounded() {
 
 #[test]
 fn a_process_that_stood_still_gives_its_peers_time_to_answer() {
-    let bench = Bench::with(|_| (), |t| (t.nop_interval, t.nop_count) = (Duration::from_secs(15), 3));
+    let bench = Bench::with(|_| (), |t| (t.nop_interval, t.nop_count) = (Duration::from_secs(1000), 3));
     let mut i = bench.session(&[]);
     i.ping();
     for _ in 0..3 {
-        bench.service.advance_clock(Duration::from_secs(1000));
+        bench.service.advance_clock(Duration::from_secs(100_000));
         let ping = i.receive().unwrap();
         assert_eq!((ping.opcode(), ping.bhs.task_tag()), (0x20, u32::MAX));
         works(&mut i);
     }
     // Who does not answer is given up, one interval after the other.
     for _ in 0..3 {
-        bench.service.advance_clock(Duration::from_secs(16));
+        bench.service.advance_clock(Duration::from_secs(1001));
         assert_eq!(i.receive().unwrap().opcode(), 0x20);
     }
-    bench.service.advance_clock(Duration::from_secs(16));
+    bench.service.advance_clock(Duration::from_secs(1001));
     assert!(i.closed());
 }
 

@@ -248,13 +248,19 @@ fn shutdown_asks_for_logout() {
     let mut deaf = Initiator { name: "iqn.2026-01.test:deaf".into(), ..bench.connect() };
     assert_eq!(deaf.login(&[]), 0);
     let service = bench.service.clone();
-    let stopping = std::thread::spawn(move || service.shutdown(Duration::from_secs(1)));
-    let news = polite.receive().unwrap();
-    assert_eq!((news.opcode(), news.bhs.0[36], &news.bhs.0[42..44]), (0x32, 1, &[0, 1][..]));
+    let stopping = std::thread::spawn(move || service.shutdown(Duration::from_secs(60)));
+    for asked in [&mut polite, &mut deaf] {
+        let news = asked.receive().unwrap();
+        assert_eq!((news.opcode(), news.bhs.0[36], &news.bhs.0[42..44]), (0x32, 1, &[0, 60][..]));
+    }
     polite.send_numbered(Head::new(0x06, 0x80).word(16, 5), &[]);
     assert_eq!(polite.receive().unwrap().opcode(), 0x26);
-    stopping.join().unwrap();
+    // Who does not do so in time is told that it is dropped.
+    bench.service.advance_clock(Duration::from_secs(61));
+    let news = deaf.receive().unwrap();
+    assert_eq!((news.opcode(), news.bhs.0[36]), (0x32, 2));
     assert!(deaf.closed());
+    stopping.join().unwrap();
     assert_eq!(bench.service.connections(), 0);
     assert!(std::net::TcpStream::connect(bench.address).is_err());
 }
@@ -278,7 +284,8 @@ fn portals_come_and_go() {
 
 #[test]
 fn a_session_whose_heir_gave_up_ends() {
-    let bench = Bench::with(|l| l.login_timeout = Duration::from_millis(300), |_| ());
+    // Enough for a login on a busy machine; those that wait for the session before take all of it.
+    let bench = Bench::with(|l| l.login_timeout = Duration::from_secs(3), |_| ());
     let mut old = bench.session(&[]);
     old.command(NONE, 0, &[0xc0], &[]);
     bench.device.until_waiting(1);

@@ -106,9 +106,19 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
   chmod 755 /usr/sbin/policy-rc.d
   trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 fi
-apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
+# get ARGUMENT...: apt-get, more than once: a mirror that does not answer, or another apt at work, is no reason to fail.
+get() {
+  local turn
+  for turn in 1 2 3; do
+    apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" && return
+    echo "apt-get $1 failed ($turn)" >&2
+    [ "$turn" = 3 ] || sleep $((turn * 10))
+  done
+  return 1
+}
+get update -o APT::Update::Error-Mode=any || echo "trying with the lists that are there" >&2
 if [ -n "$qemu" ]; then
   version=$(apt-cache policy qemu-block-extra | awk '$1 == "Candidate:" { print $2 }')
   missing+=("qemu-utils=$version" "qemu-block-extra=$version")
 fi
-apt-get install -y -qq --no-install-recommends --allow-downgrades -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null
+get install -y --no-install-recommends --allow-downgrades -o Dpkg::Options::=--force-confold "${missing[@]}" > /dev/null

@@ -11,26 +11,20 @@ child=
 trap 'rm -f "$log"' EXIT
 trap '[ -z "$child" ] || kill -TERM "$child"; wait; exit 130' INT TERM HUP
 
-# Runs a part with its output shown and kept in $log.
+# Runs a part with its output kept in $log, which is whole when the part has ended, and shown.
 part() {
   printf '\n==== %s (after %d s)\n' "$1" $((SECONDS - begin))
   shift
   : > "$log"
-  # tee is this shell's child, not the part's: the system tests end every child that is not theirs to keep
-  local out tee
-  exec {out}> >(tee "$log")
-  tee=$!
-  "$@" >&"$out" 2>&1 &
+  "$@" >> "$log" 2>&1 &
   child=$!
+  # tail is this shell's child, not the part's: the system tests end every child that is not theirs to keep
+  tail -n +1 -s 0.2 -f --pid="$child" "$log" 2> /dev/null &
+  local show=$!
   wait "$child"
   local rc=$?
   child=
-  exec {out}>&-
-  # with the end of tee all lines have arrived; what a part left behind may keep it from ending
-  for _ in {1..300}; do
-    kill -0 "$tee" 2> /dev/null || break
-    sleep 0.1
-  done
+  wait "$show"
   return $rc
 }
 
@@ -42,6 +36,9 @@ count() {
   [ "$rc" = 0 ] || [ "$f" != 0 ] || failed=$((failed + 1))
 }
 sum() { awk -v re="$1" '{ s = $0; while (match(s, re)) { t = substr(s, RSTART, RLENGTH); n += t; s = substr(s, RSTART + RLENGTH) } } END { print n + 0 }' "$log"; }
+
+# What has to be fetched, on a machine that has nothing yet, is asked for more than once.
+export CARGO_NET_RETRY=${CARGO_NET_RETRY:-10}
 
 part "lint" tools/dev/lint.sh
 rc=$?

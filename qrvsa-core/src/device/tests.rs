@@ -492,8 +492,9 @@ fn a_request_outlives_its_deadline() {
         let mut batch = IoBatch::new();
         batch.push(&hung, read_request(0, &[BLOCK_SIZE]));
         let healthy = batch.push(&disk, read_request(0, &[BLOCK_SIZE]));
-        let mut outcomes = batch.wait(Duration::from_millis(800));
-        assert!(start.elapsed() < Duration::from_secs(10));
+        // Time for a busy disk to answer.
+        let mut outcomes = batch.wait(Duration::from_secs(3));
+        assert!(start.elapsed() < DEADLINE);
         done(outcomes.remove(healthy));
         assert!(matches!(outcomes.pop(), Some(Outcome::TimedOut)));
         assert_eq!(testing::in_flight(), Some(1));

@@ -89,6 +89,7 @@ impl Pool {
             // looked at while nobody holds the group: later groups have no changes of a dataset that is destroyed now
             let datasets: Vec<_> = datasets.into_iter().map(|d| (d.clone(), d.destroying())).collect();
             self.reset_open_items();
+            self.whole.store(0, Ordering::Relaxed);
             (datasets, self.log.mark(txg))
         });
         self.meta.set_txg(txg);

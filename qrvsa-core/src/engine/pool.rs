@@ -28,6 +28,10 @@ use crate::volume::Volume;
 /// it, and disks get more done when they begin early than when they are idle and then flooded.
 const DIRTY_START_BYTES_MAX: u64 = 128 << 20;
 
+/// Of data that costs the same whenever it is written (whole records, as a stream makes them), so many dirty bytes begin a
+/// commit: the devices then work beside the stream from its start, and less is left to do when it ends.
+const WHOLE_START_BYTES_MAX: u64 = 32 << 20;
+
 /// What a pool is run with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -64,6 +68,11 @@ impl Options {
     /// Dirty memory at which a commit begins without waiting for its time.
     pub fn dirty_bytes_start(&self) -> u64 {
         (self.memory_bytes / 5).min(DIRTY_START_BYTES_MAX)
+    }
+
+    /// Dirty memory in whole records at which a commit begins without waiting for its time.
+    pub fn whole_bytes_start(&self) -> u64 {
+        (self.memory_bytes / 20).min(WHOLE_START_BYTES_MAX)
     }
 }
 
@@ -111,6 +120,8 @@ pub struct Pool {
     pub(crate) commit_state: Mutex<CommitState>,
     pub(crate) committed: AtomicU64,
     pub(crate) dirty: Arc<AtomicI64>,
+    /// Of that, bytes of whole records in the open group.
+    pub(crate) whole: Arc<AtomicU64>,
     open_items: AtomicU64,
     open_item_bytes: AtomicI64,
     /// Nodes of all datasets' trees, as of the last commit.
@@ -177,6 +188,7 @@ impl Pool {
             }),
             committed: AtomicU64::new(parts.txg),
             dirty: Arc::new(AtomicI64::new(0)),
+            whole: Arc::new(AtomicU64::new(0)),
             open_items: AtomicU64::new(0),
             open_item_bytes: AtomicI64::new(0),
             tree_nodes: AtomicU64::new(0),
@@ -293,6 +305,7 @@ impl Pool {
             let due =
                 self.env.clock.monotonic_ns().saturating_sub(last) >= self.options.commit_interval.as_nanos() as u64;
             let full = self.dirty_bytes() >= self.options.dirty_bytes_start()
+                || self.whole.load(Ordering::Relaxed) >= self.options.whole_bytes_start()
                 || self.log.fill_percent() >= 50
                 || self.is_destroying();
             if full || (due && self.has_work()) {

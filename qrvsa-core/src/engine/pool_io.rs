@@ -1,7 +1,7 @@
 //! Records as the object layer sees them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -18,6 +18,8 @@ use crate::record::store::{FILE_READ_KEPT_BYTES_MAX, RecordStore};
 pub struct PoolIo {
     records: Arc<RecordStore>,
     dirty: Arc<AtomicI64>,
+    whole: Arc<AtomicU64>,
+    whole_start: u64,
     wake: Arc<(Mutex<bool>, Condvar)>,
     dirty_start: i64,
     replaying: Arc<AtomicBool>,
@@ -39,6 +41,8 @@ impl PoolIo {
             },
             records: pool.records.clone(),
             dirty: pool.dirty.clone(),
+            whole: pool.whole.clone(),
+            whole_start: pool.options.whole_bytes_start(),
             wake: pool.wake.clone(),
             replaying: pool.replaying.clone(),
             dirty_start: i64::try_from(pool.options.dirty_bytes_start()).unwrap_or(i64::MAX),
@@ -89,6 +93,14 @@ impl RecordIo for PoolIo {
     fn account_dirty(&self, delta_bytes: i64) {
         let before = self.dirty.fetch_add(delta_bytes, Ordering::AcqRel);
         if before < self.dirty_start && before + delta_bytes >= self.dirty_start {
+            *self.wake.0.lock() = true;
+            self.wake.1.notify_all();
+        }
+    }
+
+    fn whole_dirty(&self, bytes: u64) {
+        let before = self.whole.fetch_add(bytes, Ordering::AcqRel);
+        if before < self.whole_start && before.saturating_add(bytes) >= self.whole_start {
             *self.wake.0.lock() = true;
             self.wake.1.notify_all();
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::open::Candidate;
 use super::pool::{Options, Pool};
@@ -203,6 +204,42 @@ fn an_fsync_after_a_commit_is_logged_again() {
         world.fsync(1);
         assert_eq!(world.pool().committed_txg(), committed, "fsync {n} committed");
     }
+}
+
+#[test]
+fn a_stream_is_written_out_while_it_goes_on() {
+    let world = World::new(geometry(2, 1), 3, 512, 12);
+    let (pool, stop) = (world.pool().clone(), Arc::new(AtomicBool::new(false)));
+    let before = pool.committed_txg();
+    let record = pattern(3, RECORD as usize);
+    // parts of records do not count, however many there are
+    let whole_records = pool.options.whole_bytes_start() / u64::from(RECORD) + 1;
+    for i in 0..whole_records {
+        world.write(1, i * u64::from(RECORD), &record[..RECORD as usize / 2]);
+    }
+    assert_eq!(pool.whole.load(Ordering::Relaxed), 0);
+    for i in 0..whole_records {
+        world.write(1, i * u64::from(RECORD), &record);
+    }
+    assert!(pool.whole.load(Ordering::Relaxed) >= pool.options.whole_bytes_start());
+    assert!(
+        pool.dirty_bytes() < pool.options.dirty_bytes_start(),
+        "nothing else begins a commit: the clock stands still"
+    );
+    let committer = {
+        let (pool, stop) = (pool.clone(), stop.clone());
+        std::thread::spawn(move || pool.run_committer(&stop))
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    while pool.committed_txg() == before && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    stop.store(true, Ordering::Release);
+    pool.wake_committer();
+    committer.join().unwrap();
+    assert!(pool.committed_txg() > before, "no commit began");
+    assert_eq!(pool.whole.load(Ordering::Relaxed), 0, "the next group begins at nothing");
+    assert_eq!(world.read(1, 0, RECORD as usize).unwrap(), record);
 }
 
 #[test]

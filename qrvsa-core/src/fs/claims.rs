@@ -19,7 +19,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
@@ -29,9 +29,10 @@ use crate::fs::filesystem::FileSystem;
 use crate::fs::ops::{Ino, Operations};
 use crate::fs::store::Store;
 
-/// How long a claim waits for opens and claims that are just ending: the kernel tells of a close a moment later.
-const CLAIM_WAIT: Duration = Duration::from_secs(1);
+/// How long a claim waits for opens and claims that are just ending, a second: the kernel tells of a close a moment later. Counted
+/// in looks, so that time in which this process stood still is none.
 const CLAIM_RETRY: Duration = Duration::from_millis(10);
+const CLAIM_RETRIES: u32 = 100;
 const SHARDS: usize = 64;
 
 /// The extended attribute that names who has claimed a file to write; it is there only as long as the claim.
@@ -232,7 +233,7 @@ impl<S: Store> FileSystem<S> {
         if write && self.store.read_only() {
             crate::fail!(ReadOnly, "the pool is read-only");
         }
-        let start = Instant::now();
+        let mut retries = 0;
         loop {
             let held = self.locks.exclusive(&[ino]);
             let inode = match self.load(ino) {
@@ -253,11 +254,12 @@ impl<S: Store> FileSystem<S> {
                     }
                     return Ok(());
                 }
-                Err(why) if start.elapsed() >= CLAIM_WAIT => crate::fail!(Busy, "it {why}"),
+                Err(why) if retries >= CLAIM_RETRIES => crate::fail!(Busy, "it {why}"),
                 Err(_) => {}
             }
             drop(held);
             std::thread::sleep(CLAIM_RETRY);
+            retries += 1;
         }
     }
 

@@ -83,8 +83,8 @@ impl Pin {
 
 /// Below: records in the pool.
 ///
-/// `cost_blocks`, `reserve`, `release` and `account_dirty` are called under an object's mutex: they must not block on
-/// I/O, and not call back.
+/// `cost_blocks`, `reserve`, `release`, `account_dirty` and `whole_dirty` are called under an object's mutex: they must not
+/// block on I/O, and not call back.
 pub trait RecordIo: Send + Sync {
     /// Reads parts of several records, merged per device. Fills every `out` or fails.
     ///
@@ -118,6 +118,10 @@ pub trait RecordIo: Send + Sync {
 
     /// Accounts dirty memory, in bytes.
     fn account_dirty(&self, delta_bytes: i64);
+
+    /// So many bytes more are dirty in large slots that have become dirty from end to end: written out now or later, they
+    /// cost the same.
+    fn whole_dirty(&self, bytes: u64);
 
     /// Held from the look-up of pointers to the end of reading through them.
     fn pin(&self) -> Pin;

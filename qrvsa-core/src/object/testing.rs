@@ -35,6 +35,7 @@ struct Records {
 pub struct MemIo {
     records: Arc<Mutex<Records>>,
     pub dirty: AtomicI64,
+    pub whole: AtomicU64,
     pub writes: AtomicU64,
     pub reads: AtomicU64,
     pub stale_reads: AtomicU64,
@@ -62,6 +63,7 @@ impl MemIo {
         Arc::new(MemIo {
             records: Arc::new(Mutex::new(Records { capacity, ..Records::default() })),
             dirty: AtomicI64::new(0),
+            whole: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             stale_reads: AtomicU64::new(0),
@@ -230,6 +232,10 @@ impl RecordIo for MemIo {
     fn account_dirty(&self, delta_bytes: i64) {
         let before = self.dirty.fetch_add(delta_bytes, SeqCst);
         assert!(before + delta_bytes >= 0);
+    }
+
+    fn whole_dirty(&self, bytes: u64) {
+        self.whole.fetch_add(bytes, SeqCst);
     }
 
     fn pin(&self) -> Pin {

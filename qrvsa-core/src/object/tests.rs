@@ -160,6 +160,24 @@ fn sequential_write_reserves_its_real_cost() {
 }
 
 #[test]
+fn large_slots_that_get_whole_are_counted_once() {
+    let mut w = World::new(u64::MAX / 2);
+    let count = |w: &World| w.io.whole.load(SeqCst) >> 10;
+    let o = object(2000, 128 << 10);
+    w.write(o, 0, &pattern(1, 124 << 10));
+    assert_eq!(count(&w), 0);
+    w.write(o, 124 << 10, &pattern(1, 4 << 10));
+    assert_eq!(count(&w), 128, "filled by two writes");
+    w.write(o, 0, &pattern(2, 300 << 10));
+    assert_eq!(count(&w), 256, "only the second is new, the third is begun");
+    w.sync();
+    w.write(o, 0, &pattern(3, 384 << 10));
+    assert_eq!(count(&w), 640, "written anew, they are dirty anew");
+    w.write(object(2001, 32 << 10), 0, &pattern(3, 384 << 10));
+    assert_eq!(count(&w), 640, "small slots do not count");
+}
+
+#[test]
 fn layers_over_each_other() {
     let mut w = World::new(u64::MAX / 2);
     let o = object(2000, 64 << 10);

@@ -20,6 +20,10 @@ use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::error::Result;
 use crate::item::{Intent, ObjectRef};
 
+/// Slots from this size on are worth writing out as soon as they are whole, bytes. In smaller ones, what is written at random
+/// makes whole slots too, and waiting spares tree nodes.
+const LARGE_SLOT_BYTES: u64 = 64 << 10;
+
 /// What was found out without the object's mutex.
 #[derive(Default)]
 pub(super) struct Known {
@@ -166,7 +170,8 @@ impl Objects {
             self.io.reserve(more - less, Intent::Grow)?;
         }
 
-        let (mut memory_before, mut memory_after) = (0, 0);
+        let (mut memory_before, mut memory_after, mut whole) = (0, 0, 0);
+        let all = Bits::range(0..shape.blocks());
         for (piece, (cost, below)) in pieces.iter().zip(priced) {
             let holes = &layer.holes;
             let entry = layer
@@ -175,6 +180,7 @@ impl Objects {
                 .and_modify(|entry| memory_before += entry.memory())
                 .or_insert_with(|| DirtySlot::new(below.unwrap_or_default()));
             let range = piece.blocks();
+            let was_whole = entry.dirty == all;
             let installed = piece.ready.as_ref().is_some_and(|ready| entry.install(range.clone(), ready));
             if !installed {
                 let start = shape.range(piece.slot).start;
@@ -187,6 +193,9 @@ impl Objects {
                 }
                 entry.write(shape.blocks(), piece.start, piece.data);
             }
+            if !was_whole && entry.dirty == all {
+                whole += shape.slot_blocks * BLOCK;
+            }
             entry.reserved = cost;
             layer.unlogged_slots.insert(piece.slot);
             memory_after += entry.memory();
@@ -195,6 +204,9 @@ impl Objects {
             self.io.release(less - more);
         }
         self.account(memory_before, memory_after);
+        if whole > 0 && shape.slot_blocks * BLOCK >= LARGE_SLOT_BYTES {
+            self.io.whole_dirty(whole);
+        }
         Ok(())
     }
 }

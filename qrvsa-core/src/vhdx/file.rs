@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -15,8 +15,10 @@ use parking_lot::Mutex;
 use crate::device::HostSpace;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long an open waits for a lock that somebody is just about to release.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long an open waits for a lock that somebody is just about to release: a second. Counted in looks, so that time in which
+/// this process stood still is none.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+const LOCK_RETRIES: u32 = 50;
 
 /// A file that holds an image. All methods may be called from many threads at once. Writes are volatile until a later
 /// [`flush`](ImageFile::flush).
@@ -196,13 +198,14 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
 }
 
 fn lock(claim: &File, path: &Path, write: bool) -> Result<()> {
-    let start = Instant::now();
+    let mut retries = 0;
     loop {
         match if write { claim.try_lock() } else { claim.try_lock_shared() } {
             Ok(()) => return Ok(()),
             // Who closes an image lets go of it a moment later, when the kernel has dropped the last reference.
-            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_WAIT => {
-                std::thread::sleep(Duration::from_millis(20));
+            Err(TryLockError::WouldBlock) if retries < LOCK_RETRIES => {
+                std::thread::sleep(LOCK_RETRY);
+                retries += 1;
             }
             Err(TryLockError::WouldBlock) => {
                 let why = if write { "in use" } else { "being written" };

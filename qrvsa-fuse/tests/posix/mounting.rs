@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use qrvsa_core::ErrorKind;
@@ -15,7 +14,7 @@ use qrvsa_fuse::remount::remount;
 use qrvsa_fuse::{Exit, MountOptions, Unmount, mount};
 
 use crate::support::memfs::MemFs;
-use crate::support::{Mounted, can_mount, errno};
+use crate::support::{Mounted, PATIENCE, can_mount, errno, once_nobody_writes_it};
 
 fn mount_line(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
@@ -67,14 +66,14 @@ fn unmounting_makes_everything_durable_and_tells() {
     assert!(!m.mount.is_alive());
     assert_eq!(m.fs.count("sync_all"), 1);
     assert_eq!(m.fs.open_count(), 0);
-    assert_eq!(receiver.recv_timeout(Duration::from_secs(5)).unwrap(), Exit::Unmounted);
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), Exit::Unmounted);
     assert_eq!(m.mount.wait(), Exit::Unmounted);
     assert!(!m.path("a").exists() && mount_line(m.root()).is_none());
     // Nothing left to do, and callbacks that come late are called.
     m.mount.unmount(Unmount::Force).unwrap();
     let (sender, receiver) = mpsc::channel();
     m.mount.on_exit(move |_| sender.send(()).unwrap());
-    receiver.recv_timeout(Duration::from_secs(5)).unwrap();
+    receiver.recv_timeout(PATIENCE).unwrap();
     // The same contents can be mounted again.
     let again = mount(m.fs.clone(), m.root(), &MountOptions::new("testpool/data")).unwrap();
     assert_eq!(fs::read(m.path("a")).unwrap(), b"x");
@@ -91,7 +90,7 @@ fn an_unmount_from_outside_ends_the_session() {
     m.mount.on_exit(move |exit| sender.send(exit.clone()).unwrap());
     let status = Command::new("umount").arg("-i").arg(m.root()).status().unwrap();
     assert!(status.success());
-    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), Exit::Unmounted);
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), Exit::Unmounted);
     assert_eq!(m.mount.wait(), Exit::Unmounted);
     assert_eq!(m.fs.count("sync_all"), 1);
 }
@@ -163,7 +162,7 @@ fn dropping_the_handle_unmounts() {
     let (sender, receiver) = mpsc::channel();
     m.on_exit(move |_| sender.send(()).unwrap());
     drop(m);
-    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    receiver.recv_timeout(PATIENCE).unwrap();
     assert!(mount_line(dir.path()).is_none());
     assert_eq!(Arc::strong_count(&fs_), 1, "the filesystem is given back");
 }
@@ -303,7 +302,7 @@ fn an_ordinary_user_mounts_through_the_helper() {
     };
     // SAFETY: between fork and exec only system calls are made; the paths were allocated before.
     unsafe { command.pre_exec(move || enter().map_err(Into::into)) };
-    let output = command.output().unwrap();
+    let output = once_nobody_writes_it(|| command.output());
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("mounted as an ordinary user"), "{text}");

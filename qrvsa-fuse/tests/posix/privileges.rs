@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Mounted, as_user, can_mount, fallocate, is_root, set_xattr};
+use crate::support::{Mounted, as_user, can_mount, fallocate, is_root, once_nobody_writes_it, set_xattr};
 
 const USER: u32 = 1000;
 
@@ -107,7 +107,7 @@ fn what_a_user_wrote_is_not_executed_with_the_bits_of_before() {
     let path = m.path("a");
     let program = fs::read("/usr/bin/id").unwrap();
     let run = || {
-        let output = Command::new(&path).arg("-u").uid(USER).gid(USER).output().unwrap();
+        let output = once_nobody_writes_it(|| Command::new(&path).arg("-u").uid(USER).gid(USER).output());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     for flags in [0, libc::O_DIRECT] {
@@ -135,13 +135,7 @@ fn truncated_and_rewritten_is_not_executed_with_the_bits_of_before() {
     fs::write(&path, &program).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o4777)).unwrap();
     as_user(USER, USER, || fs::write(&path, &program).unwrap());
-    let output = loop {
-        match Command::new(&path).arg("-u").uid(USER).gid(USER).output() {
-            // a program that another test was just starting had inherited the descriptor of the write
-            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
-            output => break output.unwrap(),
-        }
-    };
+    let output = once_nobody_writes_it(|| Command::new(&path).arg("-u").uid(USER).gid(USER).output());
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), USER.to_string());
 }
 

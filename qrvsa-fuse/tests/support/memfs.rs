@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use qrvsa_core::fs::claims::Tell;
 use qrvsa_core::fs::ops::*;
 use qrvsa_core::{Error, ErrorKind, Result};
 
-use super::acl;
+use super::{PATIENCE, acl};
 
 const BLOCK: u64 = 4096;
 const NAME_BYTES_MAX: usize = 255;
@@ -157,8 +157,8 @@ pub struct MemFs {
     counts: Mutex<HashMap<&'static str, u64>>,
     /// Bytes that may be written before `ENOSPC`.
     pub space: AtomicU64,
-    /// Each write takes that long.
-    pub write_delay_ms: AtomicU64,
+    /// Where writes wait for each other.
+    pub meeting: Meeting,
     /// Whether the thread that last ran `statfs` is marked as an I/O flusher (`PR_GET_IO_FLUSHER`).
     pub io_flusher: AtomicU64,
     /// Error number that the next flushes report, 0 for none.
@@ -173,8 +173,58 @@ pub struct MemFs {
     pub tell: Mutex<Option<Tell>>,
 }
 
+/// The time, later than ever before, whatever becomes of the machine's.
 fn now_ns() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let last = LAST.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| Some(now.max(last + 1)));
+    last.map_or(now, |last| now.max(last + 1))
+}
+
+/// Operations that have to be under way at once: none ends before so many have begun.
+#[derive(Default)]
+pub struct Meeting {
+    state: Mutex<Called>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Called {
+    /// How many are wanted, 0 when nobody waits.
+    wanted: usize,
+    there: usize,
+    failed: bool,
+}
+
+impl Meeting {
+    /// From now on, until they have met.
+    pub fn call(&self, count: usize) {
+        *self.state.lock().unwrap() = Called { wanted: count, ..Called::default() };
+    }
+
+    /// Whether they have met.
+    pub fn took_place(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        state.wanted == 0 && !state.failed
+    }
+
+    fn join(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.wanted == 0 {
+            return;
+        }
+        state.there += 1;
+        if state.there < state.wanted {
+            let (waited, result) = self.changed.wait_timeout_while(state, PATIENCE, |s| s.wanted > 0).unwrap();
+            if !result.timed_out() {
+                return;
+            }
+            state = waited;
+            state.failed = true;
+        }
+        state.wanted = 0;
+        self.changed.notify_all();
+    }
 }
 
 fn error(errno: Errno) -> Error {
@@ -321,7 +371,7 @@ impl MemFs {
             state: Mutex::new(State { inodes, next_ino: 2 }),
             counts: Mutex::default(),
             space: AtomicU64::new(u64::MAX),
-            write_delay_ms: AtomicU64::new(0),
+            meeting: Meeting::default(),
             flush_errno: AtomicU64::new(0),
             writers: AtomicU64::new(0),
             disk: AtomicU64::new(0),
@@ -348,13 +398,11 @@ impl MemFs {
 
     /// Waits until that many opens are left: the kernel releases in the background.
     pub fn open_count_becomes(&self, count: u64) {
-        for _ in 0..500 {
-            if self.open_count() == count {
-                return;
-            }
+        let start = Instant::now();
+        while self.open_count() != count {
+            assert!(start.elapsed() < PATIENCE, "{} opens are left, not {count}", self.open_count());
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("{} opens are left, not {count}", self.open_count());
     }
 
     fn lock(&self, operation: &'static str) -> std::sync::MutexGuard<'_, State> {
@@ -623,10 +671,7 @@ impl Operations for MemFs {
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
-        let delay = self.write_delay_ms.load(Ordering::Relaxed);
-        if delay > 0 {
-            std::thread::sleep(Duration::from_millis(delay));
-        }
+        self.meeting.join();
         let mut state = self.lock("write");
         let space = self.space.load(Ordering::Relaxed);
         if space < data.len() as u64 {

@@ -9,10 +9,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memfs::MemFs;
 use qrvsa_fuse::{Mount, MountOptions};
+
+/// Far longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether mounts can be tested here; says why not.
 pub fn can_mount() -> bool {
@@ -163,4 +168,15 @@ pub fn io_flusher() -> io::Result<bool> {
     const ZERO: libc::c_ulong = 0;
     // SAFETY: prctl with integer arguments only.
     check(unsafe { libc::prctl(PR_GET_IO_FLUSHER, ZERO, ZERO, ZERO, ZERO) } as i64).map(|marked| marked == 1)
+}
+
+/// Starts a program that was just written. A program that another test was starting meanwhile may have inherited the
+/// descriptor, until it is there itself.
+pub fn once_nobody_writes_it(mut start: impl FnMut() -> io::Result<Output>) -> Output {
+    loop {
+        match start() {
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
+            output => return output.unwrap(),
+        }
+    }
 }

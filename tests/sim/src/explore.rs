@@ -115,6 +115,17 @@ pub struct Found {
     pub violations: Vec<String>,
 }
 
+impl Found {
+    /// And what was found elsewhere.
+    pub fn add(&mut self, mut other: Found) {
+        self.workloads += other.workloads;
+        self.states += other.states;
+        self.in_import += other.in_import;
+        self.degraded += other.degraded;
+        self.violations.append(&mut other.violations);
+    }
+}
+
 /// Batches in a row, with the states that are allowed when the world stops in one of them.
 struct Stretch {
     batches: Vec<Batch>,

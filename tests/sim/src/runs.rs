@@ -1,5 +1,6 @@
 //! Many states and many seeds, on several threads, with progress and sums.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -65,6 +66,29 @@ fn over(until: Option<Instant>) -> bool {
     until.is_some_and(|until| Instant::now() >= until)
 }
 
+/// What was found, taken together in the order of the workloads whichever thread was first, so that the same ones count in every
+/// run: no more than it takes for so many states.
+#[derive(Default)]
+struct InTurn {
+    next: u64,
+    /// What comes later than one that is not done.
+    ahead: BTreeMap<u64, Found>,
+    found: Found,
+}
+
+impl InTurn {
+    fn add(&mut self, turn: u64, found: Found, count: u64) {
+        self.ahead.insert(turn, found);
+        while self.found.states < count
+            && let Some(found) = self.ahead.remove(&self.next)
+        {
+            found.violations.iter().for_each(|v| println!("VIOLATION {v}"));
+            self.found.add(found);
+            self.next += 1;
+        }
+    }
+}
+
 /// Explores crash states.
 ///
 /// # Errors
@@ -76,14 +100,14 @@ pub fn states(plan: &States) -> qrvsa_core::Result<Found> {
             starts.push((i, Start::new(g)?));
         }
     }
-    let total = Mutex::new(Found::default());
-    let (next, done, said) = (AtomicU64::new(plan.first), AtomicU64::new(0), AtomicU64::new(0));
+    let total = Mutex::new(InTurn { next: plan.first, ..InTurn::default() });
+    let (next, said) = (AtomicU64::new(plan.first), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) && !over(plan.until) && done.load(Ordering::Relaxed) < plan.count {
+                while !stop.load(Ordering::Relaxed) && !over(plan.until) {
                     let turn = next.fetch_add(1, Ordering::Relaxed);
                     if plan.only.is_some() && turn > plan.first {
                         return;
@@ -93,32 +117,33 @@ pub fn states(plan: &States) -> qrvsa_core::Result<Found> {
                         Some(_) => starts.iter().collect(),
                         None => vec![&starts[(turn % starts.len() as u64) as usize]],
                     };
+                    let mut of_turn = Found::default();
                     for (index, start) in chosen {
-                        let mut found = explore::explore(start, number, *index).unwrap_or_else(|e| Found {
+                        let found = explore::explore(start, number, *index).unwrap_or_else(|e| Found {
                             violations: vec![format!("workload {number}, geometry {}: {e}", start.geometry)],
                             ..Found::default()
                         });
-                        for v in &found.violations {
-                            println!("VIOLATION {v}");
-                            stop.fetch_or(plan.fail_fast, Ordering::Relaxed);
-                        }
-                        done.fetch_add(found.states, Ordering::Relaxed);
-                        let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
-                        total.workloads += 1;
-                        total.states += found.states;
-                        total.in_import += found.in_import;
-                        total.degraded += found.degraded;
-                        total.violations.append(&mut found.violations);
+                        of_turn.add(Found { workloads: 1, ..found });
+                    }
+                    let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
+                    total.add(turn, of_turn, plan.count);
+                    if total.found.states >= plan.count || (plan.fail_fast && !total.found.violations.is_empty()) {
+                        stop.store(true, Ordering::Relaxed);
                     }
                     let slot = begin.elapsed().as_secs() / 20;
                     if said.swap(slot, Ordering::Relaxed) != slot {
-                        println!("  {} s: {} states", slot * 20, done.load(Ordering::Relaxed));
+                        println!("  {} s: {} states", slot * 20, total.found.states);
                     }
                 }
             });
         }
     });
-    let found = total.into_inner().unwrap_or_else(|e| e.into_inner());
+    let InTurn { mut found, ahead, .. } = total.into_inner().unwrap_or_else(|e| e.into_inner());
+    // nothing bad is kept silent because it lies beyond what was to be explored
+    for further in ahead.into_values().filter(|further| !further.violations.is_empty()) {
+        further.violations.iter().for_each(|v| println!("VIOLATION {v}"));
+        found.add(further);
+    }
     let secs = begin.elapsed().as_secs_f64();
     println!(
         "{} workloads; {} states in a crash of an import, {} with a device lost besides; {secs:.0} s, {:.0} states a second",

@@ -6,12 +6,11 @@ mod support;
 
 use std::fs::File;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use qrvsa_api::*;
 use serde_json::Value;
@@ -52,7 +51,13 @@ fn command(daemon: &TestDaemon) -> Command {
 }
 
 fn finish(command: &mut Command) -> Ran {
-    let output = command.output().unwrap();
+    let output = loop {
+        match command.output() {
+            // A copy of the program, whose descriptor a program that another test was starting had inherited.
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            output => break output.unwrap(),
+        }
+    };
     Ran {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -62,6 +67,14 @@ fn finish(command: &mut Command) -> Ran {
 
 fn qrvsa(daemon: &TestDaemon, args: &[&str]) -> Ran {
     finish(command(daemon).args(args))
+}
+
+/// Runs the program, which waits for a job, until it tells for the first time how that goes on; what it tells later follows.
+fn until_it_tells(command: &mut Command) -> (Child, String, Lines<BufReader<ChildStderr>>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = told.next().expect("it tells something").unwrap();
+    (child, first, told)
 }
 
 /// Runs the program on a terminal on which `typed` was typed; returns the exit code and what the terminal showed.
@@ -229,13 +242,8 @@ fn a_check_outlives_the_program() {
     eventually("the check runs", || daemon.client().jobs().unwrap().len() == 1);
     first.kill().unwrap();
     first.wait().unwrap();
-    let mut second = command(&daemon);
-    second.args(["check", "tank", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut second = second.spawn().unwrap();
     // it tells how the check goes on: it has joined it
-    let mut told = BufReader::new(second.stderr.take().unwrap());
-    let mut line = String::new();
-    told.read_line(&mut line).unwrap();
+    let (second, line, _rest) = until_it_tells(command(&daemon).args(["check", "tank", "--json"]));
     assert!(line.contains("check"), "{line}");
     let listed = qrvsa(&daemon, &["job", "list"]).works().out;
     assert!(listed.contains("check-1") && listed.contains("running"), "{listed}");
@@ -259,23 +267,22 @@ fn scrubs() {
     run(&["pool", "scrub", "tank", "--pause"]).works();
     assert!(run(&["pool", "status", "tank"]).works().out.contains("scrub: paused, 0%"));
     assert_eq!(run(&["pool", "scrub", "tank", "--json"]).works().json()["state"], "running");
-    std::thread::scope(|scope| {
-        // Joins the one that runs.
-        let waiting = scope.spawn(|| run(&["pool", "scrub", "tank", "--wait"]));
-        std::thread::sleep(Duration::from_millis(100));
-        daemon.world.job(|job| {
-            job.state = JobState::Finished;
-            job.done_bytes = job.total_bytes;
-            job.errors_found = 2;
-            job.repaired = 2;
-            job.finished_unix_s = Some(job.started_unix_s + 90);
-        });
-        let ran = waiting.join().unwrap().works();
-        assert_eq!(ran.out, "scrub of tank finished in 1m30s: 1.00 MiB, 2 errors found, 2 repaired\n");
-        let lines: Vec<_> = ran.err.lines().collect();
-        assert!(lines[0].starts_with("scrub tank running: 0% (0 B of 1.00 MiB), 1.00 MiB/s, 1s left"), "{lines:?}");
-        assert!(lines[lines.len() - 1].starts_with("scrub tank finished: 100%"), "{lines:?}");
+    // Joins the one that runs.
+    let (waiting, first, rest) = until_it_tells(command(&daemon).args(["pool", "scrub", "tank", "--wait"]));
+    assert!(first.starts_with("scrub tank running: 0% (0 B of 1.00 MiB), 1.00 MiB/s, 1s left"), "{first}");
+    daemon.world.job(|job| {
+        job.state = JobState::Finished;
+        job.done_bytes = job.total_bytes;
+        job.errors_found = 2;
+        job.repaired = 2;
+        job.finished_unix_s = Some(job.started_unix_s + 90);
     });
+    let rest: Vec<String> = rest.map(|line| line.unwrap()).collect();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "scrub of tank finished in 1m30s: 1.00 MiB, 2 errors found, 2 repaired\n");
+    assert!(rest.last().unwrap().starts_with("scrub tank finished: 100%"), "{rest:?}");
     daemon.world.job(|job| job.repaired = 1);
     assert_eq!(run(&["job", "wait", "job-1"]).code, 4);
     assert!(run(&["pool", "status", "tank"]).works().out.contains("scrub: finished 2023-11-14 22:14:50 UTC, 2 errors"));
@@ -421,7 +428,10 @@ fn interrupted(daemon: &TestDaemon, target: &str) -> (Option<i32>, String) {
         u64::from_str_radix(caught.trim(), 16).is_ok_and(|signals| signals & (1 << (libc_sigint() - 1)) != 0)
     };
     eventually("it listens", || listens() || child.try_wait().unwrap().is_some());
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+    // One that is waited for has no number of its own any more.
+    if child.try_wait().unwrap().is_none() {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    }
     let output = child.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
@@ -586,18 +596,12 @@ fn without_a_daemon() {
 fn losing_the_daemon_while_waiting() {
     let mut daemon = TestDaemon::start();
     daemon.pool("tank");
-    let waiting = command(&daemon)
-        .args(["pool", "scrub", "tank", "--wait"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    eventually("it scrubs", || !daemon.world.jobs.lock().is_empty());
+    let (waiting, first, rest) = until_it_tells(command(&daemon).args(["pool", "scrub", "tank", "--wait"]));
+    assert!(first.starts_with("scrub tank running"), "{first}");
     daemon.stop();
-    let output = waiting.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(3));
-    let err = String::from_utf8(output.stderr).unwrap();
-    assert!(err.lines().last().unwrap().contains("lost sight of the scrub of tank"), "{err}");
+    let last = rest.last().unwrap().unwrap();
+    assert!(last.contains("lost sight of the scrub of tank"), "{last}");
+    assert_eq!(waiting.wait_with_output().unwrap().status.code(), Some(3));
 }
 
 #[test]

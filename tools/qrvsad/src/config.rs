@@ -28,6 +28,8 @@ pub const DEFAULT_STATE: &str = "/var/lib/qrvsa";
 
 const MEMORY_DEFAULT_MAX: u64 = 4 << 30;
 const MEMORY_MIN: u64 = 32 << 20;
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
+const URGENT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The configuration, checked, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,10 @@ pub struct Config {
     pub iscsi_portals: Vec<SocketAddr>,
     /// Keep idle processors awake while requests come fast.
     pub low_latency: bool,
+    /// How long busy mounts are asked nicely at the daemon's end, before they are detached. Not a key of the file.
+    pub unmount_patience: Duration,
+    /// How long the clean end may take once it is urgent. Not a key of the file.
+    pub urgent_patience: Duration,
 }
 
 /// The file as written.
@@ -140,6 +146,8 @@ impl Config {
             fuse_threads: file.fuse_threads,
             iscsi_portals,
             low_latency: file.low_latency.unwrap_or(true),
+            unmount_patience: UNMOUNT_PATIENCE,
+            urgent_patience: URGENT_PATIENCE,
         })
     }
 
@@ -201,6 +209,8 @@ mod tests {
                 fuse_threads: Some(3),
                 iscsi_portals: vec!["127.0.0.1:3261".parse().unwrap()],
                 low_latency: false,
+                unmount_patience: Duration::from_secs(5),
+                urgent_patience: Duration::from_secs(5),
             }
         );
     }

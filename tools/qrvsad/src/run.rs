@@ -25,8 +25,6 @@ use crate::targets::tgt::TgtServer;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an import under way at the daemon's end is waited for.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the clean end may take once it is urgent.
-const URGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a daemon owns alone from its first moment on: taken before anything else is touched.
 pub struct Claims {
@@ -60,6 +58,7 @@ pub async fn run(
         .listener()
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(|e| format!("cannot accept connections: {e}"))?;
+    let urgent_patience = config.urgent_patience;
     let daemon = Daemon::new(engine, mounter, config, state);
     let (ready_sender, ready) = watch::channel(false);
     let (drain_sender, mut drain) = watch::channel(false);
@@ -123,7 +122,7 @@ pub async fn run(
         Some(()) = stop.recv() => {
             tracing::warn!("told to stop again: not waiting for busy mounts any more");
             urgent.store(true, Ordering::Relaxed);
-            if tokio::time::timeout(URGENT_TIMEOUT, &mut stopping).await.is_err() {
+            if tokio::time::timeout(urgent_patience, &mut stopping).await.is_err() {
                 tracing::error!("pools could not be exported in time; they will be recovered at the next start");
             }
         }

@@ -186,14 +186,23 @@ fn who_fills_a_volume_is_alone() {
     let daemon = TestDaemon::with_engine("tank");
     let (client, other) = (daemon.client(), daemon.client());
     let volume = make(&client, "v", 64 * MIB);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let target = CreateTarget {
-        iqn: "iqn.2026-01.test:v".into(),
-        tid: None,
-        portals: vec![format!("127.0.0.1:{port}")],
-        advertise: vec![],
-    };
-    other.create_target(&target).unwrap();
+    // A port that is free may be somebody else's a moment later.
+    support::eventually("a target on a free port", || {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let target = CreateTarget {
+            iqn: "iqn.2026-01.test:v".into(),
+            tid: None,
+            portals: vec![format!("127.0.0.1:{port}")],
+            advertise: vec![],
+        };
+        match other.create_target(&target) {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+                false
+            }
+        }
+    });
     let lun = AddLun { lun: None, source: LunSource::Volume(volume.clone()), options: LunOptions::default() };
 
     let mut fill = client.fill_volume(&volume, false);

@@ -27,7 +27,8 @@ fn a_medium_goes_and_comes() {
 #[test]
 fn sanitizing_goes_on_when_its_command_is_aborted() {
     let world = World::new();
-    world.units.add_unit(2, config(), Arc::new(crate::backing::NullBacking::new(1 << 30))).expect("adds");
+    // so large that it is far from its end
+    world.units.add_unit(2, config(), Arc::new(crate::backing::NullBacking::new(1 << 40))).expect("adds");
     let nexus = world.fresh(1);
     while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
     std::thread::scope(|scope| {

@@ -11,8 +11,6 @@ use crate::engine::ImportRequest;
 use crate::error::from_core;
 use crate::state::PersistentPool;
 
-/// How long busy mounts are asked nicely before they are detached.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
 const UNMOUNT_RETRY: Duration = Duration::from_millis(200);
 /// How long a request that is under way may keep its pool from being exported.
 const EXPORT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,7 +130,7 @@ impl Daemon {
     }
 
     fn unmount_all(&self, urgent: &AtomicBool) {
-        let deadline = Instant::now() + UNMOUNT_PATIENCE;
+        let deadline = Instant::now() + self.config.unmount_patience;
         let mut left = self.mounts.lock().active();
         while !left.is_empty() {
             let lazy = urgent.load(Ordering::Relaxed) || Instant::now() >= deadline;

@@ -95,6 +95,8 @@ pub struct World {
     pub sync_gate: Gate,
     pub check_gate: Gate,
     pub replace_gate: Gate,
+    /// Checks that ended because they were told to.
+    pub checks_stopped: AtomicU64,
     pub imports: Mutex<Vec<ImportRequest>>,
 }
 
@@ -488,14 +490,18 @@ impl Engine for FakeEngine {
         self.0.pool(name, |_| Ok(()))?;
         let problems = self.0.check_problems.lock().clone();
         assert!(!problems.contains(&"panic".to_owned()), "the check fails as it should in this test");
+        let stopped = || {
+            self.0.checks_stopped.fetch_add(1, Ordering::SeqCst);
+            Ok(CheckReport::default())
+        };
         for done_bytes in [0, 512, 1024] {
             let p = CheckProgress { done_bytes, total_bytes: 1024, problems: problems.len() as u64 };
             if !progress(p) {
-                return Ok(CheckReport::default());
+                return stopped();
             }
             while *self.0.check_gate.closed.lock() {
                 if !progress(p) {
-                    return Ok(CheckReport::default());
+                    return stopped();
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -665,7 +671,14 @@ impl TestDaemon {
         assert!(self.life.is_none());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (stop, stopped) = tokio::sync::mpsc::channel(4);
-        let claims = Claims::take(&self.state_dir(), &self.socket()).unwrap();
+        // Threads of the life before may still be about to end, and hold what is claimed until then.
+        let mut claims = Claims::take(&self.state_dir(), &self.socket());
+        let start = Instant::now();
+        while claims.is_err() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+            claims = Claims::take(&self.state_dir(), &self.socket());
+        }
+        let claims = claims.map_err(|problem| format!("{problem} after {PATIENCE:?}")).unwrap();
         let fake = || Arc::new(FakeEngine(Arc::clone(&self.world))) as Arc<dyn Engine>;
         let engine = self.engine.clone().unwrap_or_else(fake);
         let mounter = Arc::new(FakeMounter(Arc::clone(&self.world)));
@@ -725,9 +738,9 @@ impl TestDaemon {
 
     /// Waits for the end after [`TestDaemon::tell_to_stop`].
     pub fn wait_for_end(&mut self) -> std::result::Result<(), String> {
-        let life = self.life.take().unwrap();
-        let result = life.runtime.block_on(life.ended).unwrap();
-        life.runtime.shutdown_timeout(Duration::from_secs(5));
+        let Life { runtime, stop: _stop, ended } = self.life.take().unwrap();
+        let result = runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await }).expect("it ends").unwrap();
+        runtime.shutdown_timeout(Duration::from_secs(5));
         result
     }
 
@@ -759,11 +772,14 @@ impl Drop for TestDaemon {
     }
 }
 
+/// Far longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until something holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
