@@ -16,6 +16,9 @@ HEALTHY = {"ONLINE"}
 #: The word for a pool that works with devices missing.
 DEGRADED = "DEGRADED"
 
+#: The word for a device that is there but not used, because it failed or missed something.
+FAULTED = "FAULTED"
+
 #: Exit status of a Rust program that panicked; never acceptable.
 PANIC_EXIT = 101
 

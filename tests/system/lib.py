@@ -432,9 +432,17 @@ class Pool:
         self.daemon.cli("pool", "replace", self.name, old, target, timeout=900)
         self.devices[self.devices.index(old)] = new
 
+    def bring_back(self):
+        """What status says to do about devices that missed something: after a crash in the middle of a commit, one that was
+        just coming in may lack it."""
+        for device in self.status().devices:
+            if device.state == contract.FAULTED:
+                self.daemon.cli("pool", "online", self.name, device.path, timeout=300)
+
     def wait_healthy(self, seconds=600):
         """Waits until nothing is missing and no rebuild runs."""
-        return wait_for(lambda: (lambda s: s if s.healthy else None)(self.status()), seconds, "the pool to be whole again", 0.5)
+        return wait_for(lambda: (lambda s: s if s.healthy else None)(self.status()), seconds,
+                        lambda: "the pool to be whole again; it says\n%s" % self.status_text(), 0.5)
 
     def wait_degraded(self, names, seconds=60):
         """Waits until status says DEGRADED and names exactly these devices."""

@@ -174,6 +174,7 @@ def test_kill_9_while_the_pool_changes(t):
         devices = {d.path for d in pool.status().devices}
         if turn % 2 and new in devices:
             pool.devices[turn % 4] = new
+        pool.bring_back()
         wait_for(lambda: target.show()["luns"][0]["state"] == "online", 60, "the LUN to serve again")
     initiator = target.initiator().settle(lun)
     for lba, (data, perhaps) in known.items():

@@ -150,6 +150,7 @@ def test_replace_goes_on_after_a_restart(t):
     if new not in [d.path for d in status.devices] and status.healthy:
         # the crash came before the order was durable; the new device may have its label already
         daemon.cli("pool", "replace", "tank", pool.devices[0], new, "--force", timeout=900)
+    pool.bring_back()
     pool.wait_healthy(300)
     check(new in [d.path for d in pool.status().devices], "the new device is not a member: %s", pool.status())
     check(trees.digest(path) == wanted, "wrong content after the rebuild")

@@ -4,7 +4,8 @@ import os
 import stat
 
 import contract
-from lib import GIB, Daemon, binary, check, is_mounted, options, run, same
+import trees
+from lib import GIB, MIB, Daemon, binary, check, is_mounted, options, run, same
 from proc import mounts
 from syscalls import refuses, write_file
 
@@ -64,6 +65,13 @@ def test_mount_and_umount(t):
     result = run(["/bin/umount", directory], ok=False)
     check(result.rc != 0 and "busy" in result.err, "umount of a busy mount: %s", result)
     os.close(held)
+    # umount(8) returns before the daemon has made everything durable: mounting again waits for that, and really mounts
+    large = os.path.join(directory, "large")
+    digest = trees.random_file(large, 120 * MIB, t.seed)
+    run(["/bin/umount", directory])
+    mount(daemon, "tank", directory)
+    check(is_mounted(directory), "mount returned, but nothing is mounted")
+    same(trees.digest(large), digest, "a file written just before umount")
     run(["/bin/umount", directory])
 
 

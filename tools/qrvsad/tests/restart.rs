@@ -63,6 +63,31 @@ fn all_comes_back_after_a_crash() {
 }
 
 #[test]
+fn a_new_device_is_remembered_before_the_pool_has_it() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    daemon.world.replace_gate.close();
+    let replace = |client: Client, new: &str| {
+        client.replace("tank", &ReplaceDevice { old: "0".into(), new: new.parse().unwrap(), force: false })
+    };
+    std::thread::scope(|scope| {
+        let client = daemon.client();
+        let asked = scope.spawn(move || replace(client, "/disks/new"));
+        let waiting = &daemon.world.replace_gate.waiting;
+        eventually("the pool has it", || waiting.load(std::sync::atomic::Ordering::SeqCst) == 1);
+        // killed now, it would find it again
+        let remembered = daemon.remembered_devices("tank");
+        daemon.world.replace_gate.open();
+        asked.join().unwrap().unwrap();
+        assert!(remembered.contains(&"/disks/new".into()), "{remembered:?}");
+    });
+    daemon.world.used_devices.lock().insert("/disks/used".into());
+    replace(daemon.client(), "/disks/used").unwrap_err();
+    let remembered = daemon.remembered_devices("tank");
+    assert!(!remembered.contains(&"/disks/used".into()), "{remembered:?}");
+}
+
+#[test]
 fn what_was_ended_stays_ended() {
     let (mut daemon, points) = two_pools_mounted();
     let mounts = daemon.client().mounts().unwrap();

@@ -482,9 +482,22 @@ impl Daemon {
         self.need_imported(pool)?;
         need_device(&request.old)?;
         need_absolute(&request.new.path)?;
-        let job = self.engine.replace(pool, request).api()?;
-        tracing::info!("pool {pool}: replacing {} by {}", request.old, request.new.path.display());
+        // Where the new device is comes first: a daemon that is killed once the pool knows it must find it at its next start.
+        if let Some(known) = self.pools.lock().get_mut(pool)
+            && !known.devices.contains(&request.new.path)
+        {
+            known.devices.push(request.new.path.clone());
+        }
+        let replaced = self.save().and_then(|()| self.engine.replace(pool, request).api());
         self.note_imported(pool);
+        let job = match replaced {
+            Ok(job) => job,
+            Err(e) => {
+                self.save_or_log();
+                return Err(e);
+            }
+        };
+        tracing::info!("pool {pool}: replacing {} by {}", request.old, request.new.path.display());
         self.save()?;
         self.job(&job)
     }

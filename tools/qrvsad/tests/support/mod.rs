@@ -94,6 +94,7 @@ pub struct World {
     pub import_gate: Gate,
     pub sync_gate: Gate,
     pub check_gate: Gate,
+    pub replace_gate: Gate,
     /// Checks that ended because they were told to.
     pub checks_stopped: AtomicU64,
     pub imports: Mutex<Vec<ImportRequest>>,
@@ -313,6 +314,7 @@ impl Engine for FakeEngine {
             pool.devices.push((request.new.path.clone(), DeviceState::Rebuilding));
             Ok(())
         })?;
+        self.0.replace_gate.pass();
         Ok(self.0.new_job(JobKind::Rebuild, name))
     }
 
@@ -720,6 +722,13 @@ impl TestDaemon {
         let text = std::fs::read(self.state_dir().join("state.json")).unwrap();
         let state: qrvsad::state::Persistent = serde_json::from_slice(&text).unwrap();
         (state.pools.into_iter().map(|p| p.name).collect(), state.mounts.into_iter().map(|m| m.mountpoint).collect())
+    }
+
+    /// Where the state file says that the devices of a pool are.
+    pub fn remembered_devices(&self, pool: &str) -> Vec<PathBuf> {
+        let text = std::fs::read(self.state_dir().join("state.json")).unwrap();
+        let state: qrvsad::state::Persistent = serde_json::from_slice(&text).unwrap();
+        state.pools.into_iter().filter(|p| p.name == pool).flat_map(|p| p.devices).collect()
     }
 
     /// SIGTERM.
