@@ -284,7 +284,9 @@ impl Image {
 
     fn try_close(&self, journal: &mut Journal) -> Result<()> {
         if journal.is_log_open() {
+            let length = self.file_length();
             self.file.flush().map_err(self.failed("cannot flush"))?;
+            journal.set_flushed_length(length);
             journal.close_log(&*self.file)?;
         }
         let space = self.space.lock();
