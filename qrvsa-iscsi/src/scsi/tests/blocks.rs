@@ -343,3 +343,29 @@ fn what_storage_lends_is_sent_and_nothing_less() {
     assert_eq!(disk.lent.load(Ordering::SeqCst), lent);
     assert_eq!(world.units.stats(2).expect("unit").read_bytes, 4 * 2 * BLOCK as u64);
 }
+
+#[test]
+fn the_threshold_is_told_in_time() {
+    const MIB: usize = 1 << 20;
+    let world = World::new();
+    let disk = Arc::new(MemoryBacking::with_limit(256 << 20, 160 << 20));
+    let config = UnitConfig { soft_threshold_percent: 50, ..config() };
+    world.units.add_unit(2, config, disk).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    let data = vec![7; MIB];
+    let mut told = None;
+    for n in 0..120u32 {
+        let lba = n * u32::try_from(MIB / BLOCK).expect("small");
+        let cdb = cdb10(0x2a, 0, lba, u16::try_from(MIB / BLOCK).expect("small"));
+        let mut response = world.run_on(2, &nexus, &cdb, &data);
+        if response.status == 2 {
+            assert_eq!(sense(&response), Some((6, 0x38, 0x07)));
+            assert!(told.replace(n).is_none(), "told twice");
+            response = world.run_on(2, &nexus, &cdb, &data);
+        }
+        assert_eq!(response.status, 0);
+    }
+    let told = told.expect("the threshold at 80 MiB was passed");
+    assert!((80..=100).contains(&told), "told after {told} MiB");
+}
