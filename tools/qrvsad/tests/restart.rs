@@ -236,7 +236,8 @@ fn a_second_signal_does_not_wait() {
     daemon.tell_to_stop();
     daemon.tell_to_stop();
     daemon.wait_for_end().unwrap();
-    assert_eq!(daemon.world.lazy_unmounts.lock().first(), Some(&points[0]));
+    // if the second comes before the unmounting has begun, the other mount is detached too
+    assert!(daemon.world.lazy_unmounts.lock().contains(&points[0]));
     assert_eq!(daemon.world.mounted(), [""; 0]);
     assert!(daemon.world.pools.lock().values().all(|pool| pool.clean_exports == 1));
 }
