@@ -161,6 +161,22 @@ impl Deref for BufSlice {
     }
 }
 
+/// A part of bytes in a cache, which stay as they are as long as somebody holds them.
+#[derive(Clone, Debug)]
+pub struct CachedSlice {
+    /// All of the bytes.
+    pub bytes: Arc<[u8]>,
+    /// The part; it lies within them.
+    pub range: Range<usize>,
+}
+
+impl Deref for CachedSlice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
 //! Keeps idle processors from going to sleep while requests come fast.
 //!
-//! A request passes from the caller to a session thread and back. Each time the processor that takes over has just gone
-//! idle, and waking it up costs more than the request: on a virtual machine, more than twice as much. The kernel's
+//! A request passes from the caller to a session thread and back, through the kernel or over a network. Each time the
+//! processor that takes over has just gone idle, and waking it up costs more than the request: on a virtual machine, more
+//! than twice as much. The kernel's
 //! interface against that is `/dev/cpu_dma_latency` (Documentation/power/pm_qos_interface): who holds it open with a 0 in
 //! it keeps idle processors polling. That costs power, and a processor's time of the host, so it is held only while there
 //! are many requests: from [`FAST_PER_TICK`] on, and until [`CALM_TICKS_MAX`] ticks had fewer.
@@ -35,7 +36,7 @@ struct Watch {
     thread: OnceLock<Thread>,
 }
 
-/// Starts to watch the rate of requests of all mounts of this process, for good. A second call does nothing.
+/// Starts to watch the rate of all requests of this process, for good. A second call does nothing.
 pub fn keep_low() {
     let watch = Watch { requests: AtomicU64::new(0), asleep: AtomicBool::new(false), thread: OnceLock::new() };
     if WATCH.set(watch).is_err() {
@@ -52,7 +53,7 @@ pub fn keep_low() {
 }
 
 /// Counts a request.
-pub(crate) fn request() {
+pub fn request() {
     let Some(watch) = WATCH.get() else { return };
     watch.requests.fetch_add(1, Ordering::Relaxed);
     if watch.asleep.load(Ordering::Relaxed) && watch.asleep.swap(false, Ordering::AcqRel) {

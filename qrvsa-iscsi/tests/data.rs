@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::{Bench, Initiator, NONE, READ, WRITE, pattern, read10, write10};
 
@@ -14,8 +14,9 @@ const NO: u32 = u32::MAX;
 fn reads_are_cut_and_end_with_their_status() {
     let bench = Bench::new();
     bench.device.medium.lock().copy_from_slice(&pattern(16 << 20 >> 1, 3));
-    for at_once in [true, false] {
+    for (at_once, lends) in [(true, false), (false, false), (false, true)] {
         bench.device.at_once.store(at_once, Ordering::SeqCst);
+        bench.device.lends.store(lends, Ordering::SeqCst);
         let mut i = bench.session(&[("MaxRecvDataSegmentLength", "4096"), ("MaxBurstLength", "8192")]);
         let tag = i.command(READ, 20_480, &read10(1, 40), &[]);
         let mut data = Vec::new();
@@ -35,8 +36,54 @@ fn reads_are_cut_and_end_with_their_status() {
 }
 
 #[test]
-fn residuals_both_ways() {
+fn what_is_lent_arrives_with_digests_and_without() {
     let bench = Bench::new();
+    bench.device.medium.lock().copy_from_slice(&pattern(16 << 20 >> 1, 3));
+    bench.device.at_once.store(false, Ordering::SeqCst);
+    bench.device.lends.store(true, Ordering::SeqCst);
+    for digest in ["None", "CRC32C"] {
+        for segment in ["512", "8192", "262144"] {
+            let mut i = bench.session(&[
+                ("HeaderDigest", digest),
+                ("DataDigest", digest),
+                ("MaxRecvDataSegmentLength", segment),
+            ]);
+            for blocks in [1u16, 7, 64, 600, 2048] {
+                let bytes = usize::from(blocks) * 512;
+                let (end, data) = i.run(READ, u32::try_from(bytes).unwrap(), &read10(5, blocks), &[]);
+                assert_eq!(end.status(), 0);
+                assert!(data == bench.device.medium.lock()[5 * 512..5 * 512 + bytes], "{digest} {segment} {blocks}");
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_are_noted_when_they_come() {
+    static NOTED: AtomicUsize = AtomicUsize::new(0);
+    let bench = Bench::new();
+    bench.service.on_request(|| {
+        NOTED.fetch_add(1, Ordering::SeqCst);
+    });
+    let mut i = bench.session(&[]);
+    for n in 0..5 {
+        let before = NOTED.load(Ordering::SeqCst);
+        assert_eq!(i.run(READ, 512, &read10(n, 1), &[]).0.status(), 0);
+        assert!(NOTED.load(Ordering::SeqCst) > before);
+    }
+}
+
+#[test]
+fn residuals_both_ways() {
+    for lends in [false, true] {
+        residuals(lends);
+    }
+}
+
+fn residuals(lends: bool) {
+    let bench = Bench::new();
+    bench.device.at_once.store(!lends, Ordering::SeqCst);
+    bench.device.lends.store(lends, Ordering::SeqCst);
     let mut i = bench.session(&[]);
     let flags = |pdu: &support::Pdu| (pdu.bhs.flags() & 6, pdu.word(44));
     let (end, data) = i.run(READ, 1024, &read10(0, 1), &[]);

@@ -8,11 +8,13 @@ use parking_lot::{Mutex, RwLock};
 
 use super::items::DatasetItems;
 use super::memtable::Growth;
+use crate::buf::CachedSlice;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::item::{Intent, KIND_ORPHAN, ObjectRef, Usage};
 use crate::object::Objects;
 use crate::pool::format::entries::{Content, DatasetEntry};
+use crate::record::context::with_object;
 use crate::tree::{Key, Root};
 use crate::txg::gate::Gate;
 use crate::txg::log::IntentLog;
@@ -107,6 +109,14 @@ impl Dataset {
             log_order: Mutex::new(()),
             stored: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Bytes of an object as they lie in a cache ([`Objects::lend`]).
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`.
+    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+        with_object(self.id, object.id, || self.objects.lend(object, offset, len))
     }
 
     /// Name within the pool; empty for the pool's own filesystem.

@@ -1,12 +1,13 @@
 //! Records as the object layer sees them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Pool;
-use crate::buf::BufSlice;
+use crate::buf::{BufSlice, CachedSlice};
 use crate::error::Result;
 use crate::item::Intent;
 use crate::object::{Pin, ReadRequest, RecordIo};
@@ -27,6 +28,8 @@ pub struct PoolIo {
     claimed: bool,
     /// Reads up to this length are kept in the record cache.
     kept_bytes_max: usize,
+    /// What is written is kept in the record cache.
+    keeps_written: bool,
 }
 
 impl PoolIo {
@@ -39,6 +42,8 @@ impl PoolIo {
                 // nobody above a volume keeps what it reads
                 Content::Volume => usize::MAX,
             },
+            // for the same reason: what was just written was in memory, and would have to come from the disks
+            keeps_written: content == Content::Volume,
             records: pool.records.clone(),
             dirty: pool.dirty.clone(),
             whole: pool.whole.clone(),
@@ -53,6 +58,20 @@ impl PoolIo {
 impl RecordIo for PoolIo {
     fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
         self.records.read(requests, self.kept_bytes_max)
+    }
+
+    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+        self.records.lend(pointer, range, parts)
+    }
+
+    fn read_once(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+        self.records.read(requests, 0)
+    }
+
+    fn keep(&self, pointer: &Pointer, record: &[u8]) {
+        if self.keeps_written {
+            self.records.keep(pointer, record);
+        }
     }
 
     fn write(&self, txg: u64, records: &[BufSlice]) -> Result<Vec<Pointer>> {

@@ -18,6 +18,7 @@ use crate::pool::format::layout;
 use crate::pool::space::Geometry;
 use crate::tree::Key;
 
+mod cache;
 mod hostile;
 mod share;
 mod volumes;

@@ -52,7 +52,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::buf::BufSlice;
+use crate::buf::{BufSlice, CachedSlice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{Intent, ObjectRef, Value};
 use crate::record::pointer::Pointer;
@@ -91,6 +91,26 @@ pub trait RecordIo: Send + Sync {
     /// # Errors
     /// `Io`, `Corrupt`.
     fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()>;
+
+    /// Appends bytes `range` of a record to `parts` if all of them are in memory, as they lie there; else answers `false`,
+    /// and what was appended is to be thrown away.
+    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+        let _ = (pointer, range, parts);
+        false
+    }
+
+    /// As [`RecordIo::read`], of records that are about to be replaced: no cache is to keep what is read.
+    ///
+    /// # Errors
+    /// As for `read`.
+    fn read_once(&self, requests: &mut [ReadRequest<'_>]) -> Result<()> {
+        self.read(requests)
+    }
+
+    /// `record` is what was written at `pointer`, and will be found there from now on: a cache may keep it. Sync thread only.
+    fn keep(&self, pointer: &Pointer, record: &[u8]) {
+        let _ = (pointer, record);
+    }
 
     /// Allocates, encodes and writes records of 1 to 256 whole blocks; pointers in the same order. Sync thread only. When
     /// free rows are too scattered for a record, fewer pointers come back, for the records before it.

@@ -10,7 +10,7 @@ use std::{mem, slice};
 use super::extents::Extent;
 use super::layer::{BLOCK, Cover, Layer, Shape, State};
 use super::{Objects, ReadRequest, blocks_of};
-use crate::buf::{AlignedBuf, BLOCK_SIZE};
+use crate::buf::{AlignedBuf, BLOCK_SIZE, CachedSlice};
 use crate::error::{ErrorKind, Result};
 use crate::item::ObjectRef;
 
@@ -75,6 +75,15 @@ impl Layer {
 }
 
 impl State {
+    /// Whether a layer has anything to say about `blocks`.
+    fn touches(&self, shape: Shape, blocks: &Range<u64>) -> bool {
+        let says = |layer: &Layer| {
+            layer.dirty_runs(shape, blocks.clone()).next().is_some()
+                || layer.holes.within(blocks.clone()).next().is_some()
+        };
+        [&self.open, &self.syncing].into_iter().flatten().any(says)
+    }
+
     /// Copies what the layers have of `blocks`; returns what has to come from the extents.
     fn read(&self, shape: Shape, blocks: Range<u64>, window: &mut Window<'_>) -> Vec<Range<u64>> {
         let mut missing = vec![blocks];
@@ -108,6 +117,42 @@ impl Objects {
         };
         self.fill(object, shape, &missing, &mut window)?;
         Ok(())
+    }
+
+    /// The bytes at `offset` as they lie in a cache, if all of them are in one and none is dirty or was never written;
+    /// `None`: they have to be read. They are as [`Objects::read`] would have returned them, and stay so.
+    ///
+    /// # Errors
+    /// As for `read`, of looking them up.
+    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+        let shape = Shape::of(object)?;
+        let blocks = blocks_of(offset, len)?;
+        if blocks.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        if let Some(found) = self.find(object.id)
+            && found.state.lock().touches(shape, &blocks)
+        {
+            return Ok(None);
+        }
+        let _pin = self.io.pin();
+        let (extents, _) = self.stable_extents(object, shape, &blocks)?;
+        let (mut at, end) = (offset, offset + len as u64);
+        let mut parts = Vec::with_capacity(extents.len());
+        for extent in &extents {
+            let start = extent.block * BLOCK;
+            let to = end.min(extent.end() * BLOCK);
+            if at < start {
+                return Ok(None);
+            }
+            if at < to {
+                if !self.io.lend(&extent.pointer, (at - start) as usize..(to - start) as usize, &mut parts) {
+                    return Ok(None);
+                }
+                at = to;
+            }
+        }
+        Ok((at == end).then_some(parts))
     }
 
     /// What `block` holds below the open layer; `None` where there is no data.

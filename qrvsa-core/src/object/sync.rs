@@ -310,16 +310,20 @@ impl Objects {
         stats.records_written += places.len() as u64;
         stats.blocks_written += places.iter().map(|(_, span, _)| u64::from(span.blocks)).sum::<u64>();
 
-        let mut written = places.into_iter().zip(pointers).peekable();
+        let mut written = places.into_iter().zip(pointers).zip(sources).peekable();
         let mut slots = std::mem::take(&mut batch.slots);
         batch.bytes = 0;
         for (index, pending) in slots.drain(..).enumerate() {
             let owner = &mut batch.owners[pending.owner];
             let start = owner.object.shape.range(pending.slot).start;
             let mut extents = Vec::new();
-            while let Some(((_, span, unreadable), mut pointer)) = written.next_if(|((i, ..), _)| *i == index) {
+            while let Some((((_, span, unreadable), mut pointer), source)) =
+                written.next_if(|(((i, ..), _), _)| *i == index)
+            {
                 if unreadable {
                     pointer.checksums.iter_mut().for_each(|sum| *sum ^= UNREADABLE);
+                } else {
+                    self.io.keep(&pointer, &source);
                 }
                 extents.push(Extent { block: start + u64::from(span.first), pointer });
             }
@@ -386,7 +390,7 @@ impl Objects {
             return Ok(());
         }
         stats.blocks_read += requests.iter().map(|r| (r.out.len() / BLOCK_SIZE) as u64).sum::<u64>();
-        let error = match self.io.read(&mut requests) {
+        let error = match self.io.read_once(&mut requests) {
             Ok(()) => return Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => error,
             Err(error) => return Err(error),
@@ -438,7 +442,7 @@ impl Objects {
 
     /// Reads a part of a record; returns whether it could be read.
     fn read_salvaging(&self, pointer: &Pointer, first_block: u16, out: &mut [u8]) -> Result<bool> {
-        match self.io.read(&mut [ReadRequest { pointer, first_block, out }]) {
+        match self.io.read_once(&mut [ReadRequest { pointer, first_block, out }]) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Ok(false),
             Err(error) => Err(error),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::checksum::checksum;
 use super::pointer::{Pointer, UNIT_BLOCKS};
 use super::recover::Wanted;
-use super::store::{READ_DEADLINE, RecordStore, UnitKey};
+use super::store::{READ_DEADLINE, RecordStore, UnitKey, WHOLE};
 use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::device::{Device, IoBatch, Outcome, Request};
 use crate::error::Result;
@@ -94,6 +94,13 @@ impl RecordStore {
             let first = u32::from(request.first_block);
             assert!(request.out.len() % BLOCK_SIZE == 0 && first + count <= u32::from(pointer.blocks));
             let rows = pointer.rows();
+            let from = first as usize * BLOCK_SIZE;
+            if let Some(record) = self.kept(pointer)
+                && let Some(bytes) = record.get(from..from + request.out.len())
+            {
+                request.out.copy_from_slice(bytes);
+                continue;
+            }
             let columns = group.columns.read();
             let mut block = first;
             while block < first + count {
@@ -257,6 +264,10 @@ fn want_all(piece: &Piece, wanted: &mut Vec<Wanted>) {
     for unit in piece.unit..piece.unit + piece.units {
         wanted.push(Wanted { request: piece.request, column: piece.column, unit, bad: vec![piece.column] });
     }
+}
+
+pub(crate) fn record_key(pointer: &Pointer) -> UnitKey {
+    UnitKey { group: pointer.group, row: pointer.row, column: WHOLE, birth: pointer.birth }
 }
 
 pub(crate) fn unit_key(pointer: &Pointer, column: u32, unit: u32) -> UnitKey {

@@ -1,14 +1,18 @@
 //! Records in a space: the owner of the read cache and of what readers and writers share.
 
 use std::cell::Cell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 
-use super::pointer::Pointer;
+use super::pointer::{Pointer, UNIT_BLOCKS};
+use super::reader::{record_key, unit_key};
+use crate::buf::{BLOCK_SIZE, CachedSlice};
 use crate::pool::space::Space;
 
 /// A read is answered from the other columns after this long.
@@ -19,7 +23,11 @@ pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// kernel caches better.
 pub const FILE_READ_KEPT_BYTES_MAX: usize = 64 << 10;
 
-/// Identity of a checksum unit on the devices.
+/// The cache is divided into parts, each with its own lock and its own share of the memory. They are at least this large, so
+/// that none of them is full while others are empty, and the largest record fits.
+const PART_BYTES_MIN: u64 = 4 << 20;
+
+/// Identity of a checksum unit on the devices, or of a whole record (column [`WHOLE`]).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct UnitKey {
     pub group: u32,
@@ -27,6 +35,9 @@ pub(crate) struct UnitKey {
     pub column: u8,
     pub birth: u64,
 }
+
+/// Stands for all data columns together. No column has this number: there are at most 255.
+pub(crate) const WHOLE: u8 = u8::MAX;
 
 #[derive(Clone)]
 pub(crate) struct ByLen;
@@ -53,6 +64,8 @@ pub struct RecordStore {
     /// The space they lie in.
     pub space: Arc<Space>,
     pub(crate) cache: Cache<UnitKey, Arc<[u8]>, ByLen>,
+    /// Whether whole records were ever put into the cache.
+    has_whole: AtomicBool,
     pub(crate) damage: Mutex<Vec<Damage>>,
     describe: OnceLock<Describe>,
 }
@@ -64,9 +77,18 @@ impl RecordStore {
     /// A store with a read cache of so many bytes.
     pub fn new(space: Arc<Space>, cache_bytes: u64) -> RecordStore {
         let items = usize::try_from(cache_bytes / (16 << 10)).unwrap_or(usize::MAX).max(64);
+        let parts = usize::try_from(cache_bytes / PART_BYTES_MIN).unwrap_or(usize::MAX).max(1);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(cache_bytes)
+            .shards(parts.min(4 * threads))
+            .build()
+            .expect("both capacities are set");
         RecordStore {
             space,
-            cache: Cache::with_weighter(items, cache_bytes, ByLen),
+            cache: Cache::with_options(options, ByLen, Default::default(), Default::default()),
+            has_whole: AtomicBool::new(false),
             damage: Mutex::new(Vec::new()),
             describe: OnceLock::new(),
         }
@@ -105,6 +127,64 @@ impl RecordStore {
         if list.len() < 10_000 && !list.contains(&entry) {
             list.push(entry);
         }
+    }
+
+    /// Puts a record into the cache that was just written. Its contents are what its pointer's checksums are of.
+    pub fn keep(&self, pointer: &Pointer, record: &[u8]) {
+        debug_assert_eq!(record.len(), pointer.len_bytes());
+        self.has_whole.store(true, Ordering::Release);
+        self.cache.insert(record_key(pointer), Arc::from(record));
+    }
+
+    /// The record, if it is in the cache as a whole.
+    pub(crate) fn kept(&self, pointer: &Pointer) -> Option<Arc<[u8]>> {
+        if self.has_whole.load(Ordering::Acquire) { self.cache.get(&record_key(pointer)) } else { None }
+    }
+
+    /// Appends bytes `range` of a record to `parts`, as they lie in the cache. `false`: not all of them are there, and
+    /// some may have been appended. The caller holds a pin since before it looked the pointer up.
+    pub fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+        if let Some(bytes) = self.kept(pointer) {
+            let inside = range.start <= range.end && range.end <= bytes.len();
+            if inside {
+                parts.push(CachedSlice { bytes, range });
+            }
+            return inside;
+        }
+        let (unit_bytes, fragment) = (UNIT_BLOCKS as usize * BLOCK_SIZE, pointer.rows() as usize * BLOCK_SIZE);
+        let mut at = range.start;
+        while at < range.end {
+            let (column, in_column) = (at / fragment, at % fragment);
+            let Some(bytes) = self.cache.get(&unit_key(pointer, column as u32, (in_column / unit_bytes) as u32)) else {
+                return false;
+            };
+            let from = in_column % unit_bytes;
+            let end = bytes.len().min(from + (range.end - at));
+            if from >= end {
+                return false;
+            }
+            at += end - from;
+            parts.push(CachedSlice { bytes, range: from..end });
+        }
+        true
+    }
+
+    /// Takes a record out of the cache that nothing names any more: it would only keep others out. A reader that still has
+    /// its pointer may put a part of it back, which then goes in its turn, as all that is not read.
+    pub(crate) fn forget(&self, pointer: &Pointer) {
+        if self.has_whole.load(Ordering::Acquire) {
+            self.cache.remove(&record_key(pointer));
+        }
+        for column in 0..u32::from(pointer.width) {
+            for unit in 0..pointer.units_per_column() {
+                self.cache.remove(&unit_key(pointer, column, unit));
+            }
+        }
+    }
+
+    /// Bytes of memory that the cache takes.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.weight()
     }
 
     /// Forgets cached units (a test or a scrub wants to see the devices).

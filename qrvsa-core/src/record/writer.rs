@@ -205,7 +205,10 @@ impl RecordStore {
     pub fn free(&self, txg: u64, pointer: &Pointer) -> Result<()> {
         let group = self.space.group(pointer.group)?;
         let rows = match group.class {
-            Class::Data => pointer.rows(),
+            Class::Data => {
+                self.forget(pointer);
+                pointer.rows()
+            }
             _ => crate::pool::space::NODE_ROWS,
         };
         self.space.free(txg, pointer.group, pointer.row, rows)

@@ -3,7 +3,7 @@
 //! A commit takes a snapshot of the dirty pages; flushes, so that everything the snapshot refers to is durable (payload,
 //! length of the file, holes), and with it the changes of the commit before in their places; writes one log entry and
 //! flushes; and makes the changes in their places, without waiting for them. Space that the snapshot gave up is used again
-//! only then.
+//! only then. The first entry of a log needs no flush before it: it counts from the header on that names the log.
 
 use std::sync::atomic::Ordering;
 
@@ -91,8 +91,11 @@ impl Image {
         };
         changes.extend(more);
         let length = self.file_length();
-        self.file.flush().map_err(self.failed("cannot flush"))?;
-        journal.set_flushed_length(length);
+        let first = !changes.is_empty() && !journal.is_log_open();
+        if !first {
+            self.file.flush().map_err(self.failed("cannot flush"))?;
+            journal.set_flushed_length(length);
+        }
         if changes.is_empty() {
             return Ok(());
         }
@@ -137,9 +140,6 @@ impl Image {
             return Ok(());
         }
         self.prepare_space(&shape, &journal)?;
-        let failed = self.failed("cannot grow");
-        let (offset, length) = (journal.header().log_offset, u64::from(journal.header().log_length));
-        self.file.reserve(offset, length).map_err(failed)?;
         let file_guid = self.random_guid();
         let updated = journal.update_header(&*self.file, |header| {
             if done & FILE_CHANGES == 0 {
@@ -149,12 +149,16 @@ impl Image {
                 header.data_write_guid = data_guid;
             }
         });
-        match updated {
-            Ok(()) => self.modified.store(done | wanted, Ordering::Release),
+        if updated.is_err() {
             // One of two headers may have been written, with a higher number: no later one must be lower.
-            Err(_) => self.broken.store(true, Ordering::Release),
+            self.broken.store(true, Ordering::Release);
         }
-        updated
+        updated?;
+        // After the header, whose flush would wait for the filesystem to make this durable, too.
+        let (offset, length) = (journal.header().log_offset, u64::from(journal.header().log_length));
+        self.file.reserve(offset, length).map_err(self.failed("cannot grow"))?;
+        self.modified.store(done | wanted, Ordering::Release);
+        Ok(())
     }
 
     /// Makes the map of the file, unless there is one.
@@ -280,7 +284,9 @@ impl Image {
 
     fn try_close(&self, journal: &mut Journal) -> Result<()> {
         if journal.is_log_open() {
+            let length = self.file_length();
             self.file.flush().map_err(self.failed("cannot flush"))?;
+            journal.set_flushed_length(length);
             journal.close_log(&*self.file)?;
         }
         let space = self.space.lock();

@@ -258,7 +258,8 @@ impl Image {
         let changes = self.region_changes(&regions)?;
         self.space.lock().freed.push(rest);
         self.commit_with(&mut journal, changes)?;
-        *shape = Shape::new(shape.disk, regions);
+        let moved = Shape::new(shape.disk, regions);
+        shape.replace(moved);
         Ok(true)
     }
 

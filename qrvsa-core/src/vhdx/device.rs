@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::create::{CreateOptions, create};
 use super::file::{HostFile, ImageFile};
 use super::format::{PayloadState, SIGNATURE};
-use super::gate::Pass;
+use super::gate::OwnedPass;
 use super::image::{Image, Piece, Shape};
 use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::device::batch::Completions;
@@ -142,10 +142,13 @@ impl Drop for VhdxDevice {
     }
 }
 
+/// A piece of a request, where it lies in the file, if it does not read as zeros, and the pass of its block.
+type Placed = (Piece, Option<u64>, OwnedPass);
+
 /// Where a request goes.
 enum Route {
-    /// To one run of the file, from this offset on.
-    File(u64, Vec<Pass>),
+    /// To one run of the file, from this offset on; the guard stays with it.
+    File(u64, Guard),
     /// Nowhere: it reads as zeros.
     Zeros,
     /// To the thread.
@@ -158,25 +161,25 @@ impl Inner {
         Outcome::Failed(IoError { errno: error.errno() as i32, what })
     }
 
-    /// Where the pieces of a request lie, taking space for a write. `None` for a piece that reads as zeros.
-    fn places(&self, shape: &Shape, offset: u64, len: usize, write: bool) -> Result<Vec<(Piece, Option<u64>, Pass)>> {
+    /// Where a piece of a request lies, taking space for a write. `None` if it reads as zeros.
+    fn place(&self, shape: &Shape, piece: Piece, write: bool) -> Result<(Option<u64>, OwnedPass)> {
         let image = &self.image;
-        let mut places = Vec::new();
-        for piece in Image::pieces(&shape.layout, offset, len) {
-            let pass = image.gates.enter(piece.block);
-            let place = if write {
-                Some(image.target(shape, piece)?.offset)
-            } else {
-                let entry = image.entry(shape, piece.block)?;
-                match entry.payload_state() {
-                    PayloadState::FullyPresent => Some(image.place(shape, piece.block, entry)? + piece.within),
-                    PayloadState::Reserved(bits) => return Err(image.reserved_state(piece.block, bits)),
-                    _ => None,
-                }
-            };
-            places.push((piece, place, pass));
+        let pass = image.gates.enter_among(piece.block);
+        if write {
+            return Ok((Some(image.target(shape, piece)?.offset), pass));
         }
-        Ok(places)
+        let entry = image.entry(shape, piece.block)?;
+        match entry.payload_state() {
+            PayloadState::FullyPresent => Ok((Some(image.place(shape, piece.block, entry)? + piece.within), pass)),
+            PayloadState::Reserved(bits) => Err(image.reserved_state(piece.block, bits)),
+            _ => Ok((None, pass)),
+        }
+    }
+
+    /// Where the pieces of a request lie.
+    fn places(&self, shape: &Shape, offset: u64, len: usize, write: bool) -> Result<Vec<Placed>> {
+        let placed = |piece| self.place(shape, piece, write).map(|(place, pass)| (piece, place, pass));
+        Image::pieces(&shape.layout, offset, len).map(placed).collect()
     }
 
     fn route(&self, request: &Request, len: u64) -> Result<Route> {
@@ -190,9 +193,20 @@ impl Inner {
         }
         let shape = self.image.shape.read();
         let len = usize::try_from(len).map_err(|_| Error::from(nix::errno::Errno::EINVAL))?;
-        let places = self.places(&shape, request.offset(), len, write)?;
         // The place must be durable, too. Asked after it was taken.
-        if durable && self.image.has_uncommitted() {
+        let must_wait = || durable && self.image.has_uncommitted();
+        // Nearly all requests lie in one block: they need no list.
+        if let Some(piece) = Image::pieces(&shape.layout, request.offset(), len).next().filter(|piece| piece.len == len)
+        {
+            let (place, pass) = self.place(&shape, piece, write)?;
+            return Ok(match place {
+                _ if must_wait() => Route::Worker,
+                Some(place) => Route::File(place, self.guard(pass)),
+                None => Route::Zeros,
+            });
+        }
+        let places = self.places(&shape, request.offset(), len, write)?;
+        if must_wait() {
             return Ok(Route::Worker);
         }
         if places.iter().all(|(_, place, _)| place.is_none()) {
@@ -201,12 +215,15 @@ impl Inner {
         let first = places.first().and_then(|(_, place, _)| *place);
         let one_run = places.iter().all(|(piece, place, _)| *place == first.map(|f| f + piece.at as u64));
         Ok(match first.filter(|_| one_run) {
-            Some(first) => Route::File(first, places.into_iter().map(|(_, _, pass)| pass).collect()),
+            Some(first) => {
+                let passes: Vec<OwnedPass> = places.into_iter().map(|(_, _, pass)| pass).collect();
+                Route::File(first, self.guard(passes))
+            }
             None => Route::Worker,
         })
     }
 
-    fn guard(&self, passes: Vec<Pass>) -> Guard {
+    fn guard<P: Send + 'static>(&self, passes: P) -> Guard {
         // The file keeps its lock until the last write has landed.
         Box::new((passes, self.file.clone()))
     }
@@ -271,7 +288,11 @@ impl Inner {
     }
 
     /// Runs requests on the file to their end. A request that does not answer keeps its passes for good.
-    fn run(&self, requests: Vec<Request>, passes: Vec<Pass>) -> std::result::Result<Vec<Vec<AlignedBuf>>, Outcome> {
+    fn run(
+        &self,
+        requests: Vec<Request>,
+        passes: Vec<OwnedPass>,
+    ) -> std::result::Result<Vec<Vec<AlignedBuf>>, Outcome> {
         let mut batch = IoBatch::new();
         for request in requests {
             batch.push(&self.io_device, request);
@@ -375,7 +396,7 @@ impl Device for VhdxDevice {
 
     fn submit(&self, requests: Vec<(u64, Request)>, completions: &Arc<Completions>) {
         let inner = &self.inner;
-        let mut forward = Vec::new();
+        let mut forward = Vec::with_capacity(requests.len());
         for (tag, request) in requests {
             let path = inner.info.path.display();
             let len = match request.check(inner.info.size_bytes, &path) {
@@ -395,17 +416,17 @@ impl Device for VhdxDevice {
                 && !inner.image.has_uncommitted()
             {
                 // Everything has its place: the file's own flush is all it needs.
-                forward.push((tag, request, inner.guard(Vec::new())));
+                forward.push((tag, request, inner.guard(())));
                 continue;
             }
             match inner.route(&request, len) {
-                Ok(Route::File(at, passes)) => {
+                Ok(Route::File(at, guard)) => {
                     let request = match request {
                         Request::Read { bufs, .. } => Request::Read { offset: at, bufs },
                         Request::Write { slices, durable, .. } => Request::Write { offset: at, slices, durable },
                         other => other,
                     };
-                    forward.push((tag, request, inner.guard(passes)));
+                    forward.push((tag, request, guard));
                 }
                 Ok(Route::Zeros) => {
                     let bufs = match request {

@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -83,13 +84,37 @@ pub trait ImageFile: Send + Sync {
 /// Writing back begins when so many bytes in a row were written into new space.
 const WRITE_BEHIND_BYTES: u64 = 8 << 20;
 
+/// The last run in new space, as far as it is not being written back.
+#[derive(Default)]
+struct NewRun {
+    start: u64,
+    end: u64,
+}
+
+impl NewRun {
+    /// Notes what was written; the part of the file that shall be written back now.
+    fn wrote(&mut self, offset: u64, length: u64, fresh: bool) -> Option<Range<u64>> {
+        let end = offset.saturating_add(length);
+        match self.end == offset {
+            true => self.end = end,
+            false if fresh => (self.start, self.end) = (offset, end),
+            false => return None,
+        }
+        if self.end - self.start < WRITE_BEHIND_BYTES {
+            return None;
+        }
+        let due = self.start..self.end;
+        self.start = self.end;
+        Some(due)
+    }
+}
+
 /// A file of this machine, locked: shared for reading, exclusively for writing.
 pub struct HostFile {
     file: File,
     path: PathBuf,
     identity: (u64, u64),
-    /// The last run in new space, as far as it is not being written back: begin and end.
-    new: Mutex<(u64, u64)>,
+    new: Mutex<NewRun>,
     /// Holds the lock, if there is one. Another open file than `file`, whose descriptors may be duplicated and live longer.
     _claim: Option<File>,
 }
@@ -145,7 +170,7 @@ impl HostFile {
         {
             crate::fail!(Busy, "{} was replaced while it was opened", path.display());
         }
-        Ok(HostFile { file, path: path.to_path_buf(), identity: found, new: Mutex::new((0, 0)), _claim: claim })
+        Ok(HostFile { file, path: path.to_path_buf(), identity: found, new: Mutex::default(), _claim: claim })
     }
 
     /// Whether the file still has a name.
@@ -280,20 +305,8 @@ impl ImageFile for HostFile {
     }
 
     fn wrote_new(&self, offset: u64, length: u64, fresh: bool) {
-        let (start, end) = {
-            let mut run = self.new.lock();
-            match run.1 == offset {
-                true => run.1 = offset.saturating_add(length),
-                false if fresh => *run = (offset, offset.saturating_add(length)),
-                false => return,
-            }
-            if run.1 - run.0 < WRITE_BEHIND_BYTES {
-                return;
-            }
-            let due = *run;
-            run.0 = run.1;
-            due
-        };
+        let due = self.new.lock().wrote(offset, length, fresh);
+        let Some(Range { start, end }) = due else { return };
         if let (Ok(start), Ok(length)) = (libc::off64_t::try_from(start), libc::off64_t::try_from(end - start)) {
             // SAFETY: the call takes no memory.
             unsafe { libc::sync_file_range(self.file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
@@ -376,5 +389,42 @@ impl Files for HostFiles {
 
     fn open(&self, path: &Path, write: bool) -> Result<Arc<dyn ImageFile>> {
         Ok(Arc::new(HostFile::open(path, write)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: u64 = 1 << 20;
+    const DUE: u64 = WRITE_BEHIND_BYTES / PIECE;
+
+    #[test]
+    fn new_space_is_written_back_once_and_in_long_runs() {
+        let mut run = NewRun::default();
+        let at = 5 * PIECE;
+        for i in 1..=3 * DUE {
+            // The first write to a block says that it is fresh; what follows inside the block goes on.
+            let due = run.wrote(at + (i - 1) * PIECE, PIECE, i % 2 == 1);
+            let expected = (i % DUE == 0).then(|| at + (i - DUE) * PIECE..at + i * PIECE);
+            assert_eq!(due, expected, "piece {i}");
+        }
+        // One long write is a run by itself.
+        assert_eq!(run.wrote(1 << 40, WRITE_BEHIND_BYTES, true), Some(1 << 40..(1 << 40) + WRITE_BEHIND_BYTES));
+    }
+
+    #[test]
+    fn what_was_there_before_is_left_to_the_system() {
+        let mut run = NewRun::default();
+        assert_eq!(run.wrote(PIECE, 2 * WRITE_BEHIND_BYTES, false), None, "nothing is new");
+        assert_eq!(run.wrote(4 * PIECE, PIECE, true), None);
+        // Elsewhere: the run is still open afterwards.
+        assert_eq!(run.wrote(1 << 40, WRITE_BEHIND_BYTES, false), None);
+        let rest = WRITE_BEHIND_BYTES - PIECE;
+        assert_eq!(run.wrote(5 * PIECE, rest, false), Some(4 * PIECE..4 * PIECE + WRITE_BEHIND_BYTES));
+        // New space elsewhere begins another run; the short one is left.
+        assert_eq!(run.wrote(4 * PIECE + WRITE_BEHIND_BYTES, PIECE, false), None);
+        assert_eq!(run.wrote(1 << 40, PIECE, true), None);
+        assert_eq!(run.wrote(u64::MAX - PIECE, 2 * PIECE, true), None, "no file is so long");
     }
 }

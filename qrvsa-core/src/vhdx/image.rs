@@ -13,6 +13,7 @@ use super::format::{BatEntry, BatLayout, DiskParameters, Guid, MIB, Metadata, Pa
 use super::gate::Gates;
 use super::journal::Journal;
 use super::pages::{BitmapPages, TablePages};
+use super::stripes::StripedLock;
 use super::write::Allocation;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,7 +55,7 @@ pub struct Image {
     pub(super) file: Arc<dyn ImageFile>,
     pub(super) env: Environment,
     pub(super) writable: bool,
-    pub(super) shape: RwLock<Shape>,
+    pub(super) shape: StripedLock<Shape>,
     pub(super) metadata: RwLock<Metadata>,
     pub(super) bitmaps: BitmapPages,
     pub(super) gates: Arc<Gates>,
@@ -126,16 +127,16 @@ impl Image {
         Guid::random(self.env.random_u128())
     }
 
-    pub(super) fn failed(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error + '_ {
-        let what = what.to_string();
-        move |error| io_error(self.file.path(), &what, error)
+    pub(super) fn failed(&self, what: &'static str) -> impl FnOnce(std::io::Error) -> Error + '_ {
+        move |error| io_error(self.file.path(), what, error)
     }
 
     /// Checks alignment to the logical sector and bounds.
     pub(super) fn check_range(&self, shape: &Shape, offset: u64, len: u64) -> Result<()> {
         let sector = u64::from(shape.disk.logical_sector);
         let path = self.file.path().display();
-        if !offset.is_multiple_of(sector) || !len.is_multiple_of(sector) {
+        // A power of two, and so is the size of a block: a division takes longer than the rest.
+        if (offset | len) & (sector - 1) != 0 {
             crate::fail!(Invalid, "{path}: {len} bytes at {offset} are not whole sectors of {sector}");
         }
         if offset.checked_add(len).is_none_or(|end| end > shape.disk.disk_size) {
@@ -148,6 +149,8 @@ impl Image {
     pub(super) fn pieces(layout: &BatLayout, offset: u64, len: usize) -> impl Iterator<Item = Piece> + use<> {
         const PIECE_MAX: u64 = 16 << 20;
         let block_size = layout.block_size;
+        debug_assert!(block_size.is_power_of_two());
+        let shift = block_size.trailing_zeros();
         let mut at = 0;
         std::iter::from_fn(move || {
             let left = (len - at) as u64;
@@ -155,10 +158,10 @@ impl Image {
                 return None;
             }
             let start = offset + at as u64;
-            let within = start % block_size;
+            let within = start & (block_size - 1);
             // Cut at multiples of 16 MiB of the block, so that a piece touches at most one page of a bitmap.
             let piece = left.min(block_size - within).min(PIECE_MAX - within % PIECE_MAX) as usize;
-            let found = Piece { block: start / block_size, within, at, len: piece };
+            let found = Piece { block: start >> shift, within, at, len: piece };
             at += piece;
             Some(found)
         })

@@ -27,6 +27,7 @@ mod replay;
 mod resize;
 mod space;
 mod status;
+mod stripes;
 #[cfg(test)]
 mod tests;
 mod trim;

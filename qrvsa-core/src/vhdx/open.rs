@@ -18,6 +18,7 @@ use super::journal::Journal;
 use super::overlay::ReplayedFile;
 use super::pages::BitmapPages;
 use super::replay::{self, ActiveLog};
+use super::stripes::StripedLock;
 use super::write::Allocation;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,7 +91,7 @@ impl Image {
         Ok(Arc::new(Image {
             env: env.clone(),
             writable: write,
-            shape: RwLock::new(shape),
+            shape: StripedLock::new(shape),
             metadata: RwLock::new(metadata),
             bitmaps: BitmapPages::default(),
             gates: Gates::new(),
@@ -156,6 +157,8 @@ fn replay_into(
     let path = file.path().display();
     tracing::info!(%path, entries = log.entries, "replaying the log of an image that was not closed");
     let length = file.length().map_err(|e| io_error(file.path(), "cannot examine", e))?;
+    // Whoever opened this log and was killed may have left the other header to a flush.
+    file.flush().map_err(|e| io_error(file.path(), "cannot flush", e))?;
     let mut journal = Journal::new(header, current, length);
     let guid = super::format::Guid::random(env.random_u128());
     journal.update_header(file, |header| header.file_write_guid = guid)?;

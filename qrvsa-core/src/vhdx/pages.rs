@@ -6,8 +6,8 @@
 //! see.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ const BITMAP_PAGES_MAX: usize = 8 << 10;
 
 /// 4 KiB of the file that are read and written as words.
 pub struct Page {
-    words: Box<[AtomicU64]>,
+    words: [AtomicU64; WORDS],
     /// Changes that are not in the file yet.
     pins: AtomicU32,
 }
@@ -35,7 +35,7 @@ impl Page {
         let mut bytes = [0; SECTOR];
         file.read_at(&mut bytes, offset).map_err(|e| io_error(file.path(), "cannot read the structures of", e))?;
         let (words, _) = bytes.as_chunks::<8>();
-        let words = words.iter().map(|w| AtomicU64::new(u64::from_le_bytes(*w))).collect();
+        let words = std::array::from_fn(|i| AtomicU64::new(words.get(i).map_or(0, |w| u64::from_le_bytes(*w))));
         Ok(Arc::new(Page { words, pins: AtomicU32::new(0) }))
     }
 
@@ -75,12 +75,59 @@ impl Page {
     }
 }
 
+/// Where the pages of a table are found.
+enum Slots {
+    /// The table is so short that none is ever let go: to look one up changes nothing that other processors see.
+    Kept(Vec<OnceLock<Arc<Page>>>),
+    Passing(Vec<ArcSwapOption<Page>>),
+}
+
+impl Slots {
+    fn new(count: usize) -> Slots {
+        if count <= TABLE_PAGES_MAX {
+            Slots::Kept((0..count).map(|_| OnceLock::new()).collect())
+        } else {
+            Slots::Passing((0..count).map(|_| ArcSwapOption::empty()).collect())
+        }
+    }
+
+    /// The word at `word` of a page, if the page is in memory.
+    fn word(&self, page: usize, word: usize) -> Option<u64> {
+        match self {
+            Slots::Kept(pages) => pages[page].get().map(|found| found.get(word)),
+            Slots::Passing(pages) => pages[page].load().as_ref().map(|found| found.get(word)),
+        }
+    }
+
+    fn has(&self, page: usize) -> bool {
+        match self {
+            Slots::Kept(pages) => pages.get(page).is_some_and(|slot| slot.get().is_some()),
+            Slots::Passing(pages) => pages.get(page).is_some_and(|slot| slot.load().is_some()),
+        }
+    }
+
+    fn page(&self, page: usize) -> Option<Arc<Page>> {
+        match self {
+            Slots::Kept(pages) => pages.get(page)?.get().cloned(),
+            Slots::Passing(pages) => pages.get(page)?.load_full(),
+        }
+    }
+
+    /// Puts a page into its place, which is empty.
+    fn put(&self, page: usize, found: Arc<Page>) {
+        match self {
+            Slots::Kept(pages) => drop(pages[page].set(found)),
+            Slots::Passing(pages) => pages[page].store(Some(found)),
+        }
+    }
+}
+
 /// The pages of the table.
 pub struct TablePages {
     /// File offset of the table.
     pub offset: u64,
-    pages: Vec<ArcSwapOption<Page>>,
-    /// Pages in memory, oldest first; locked by whoever loads or pins one.
+    slots: Slots,
+    /// Pages in memory that may be let go, oldest first; locked by whoever loads or pins one.
     loaded: Mutex<VecDeque<usize>>,
 }
 
@@ -88,13 +135,12 @@ impl TablePages {
     /// A table of `entries` entries at `offset`, nothing loaded.
     pub fn new(offset: u64, entries: u64) -> TablePages {
         let count = entries.div_ceil(WORDS as u64) as usize;
-        let pages = (0..count).map(|_| ArcSwapOption::empty()).collect();
-        TablePages { offset, pages, loaded: Mutex::new(VecDeque::new()) }
+        TablePages { offset, slots: Slots::new(count), loaded: Mutex::new(VecDeque::new()) }
     }
 
     /// Whether the page is in memory.
     pub fn is_loaded(&self, page: usize) -> bool {
-        self.pages.get(page).is_some_and(|slot| slot.load().is_some())
+        self.slots.has(page)
     }
 
     /// File offset of a page.
@@ -103,21 +149,22 @@ impl TablePages {
     }
 
     fn get_locked(&self, file: &dyn ImageFile, page: usize, loaded: &mut VecDeque<usize>) -> Result<Arc<Page>> {
-        if let Some(found) = self.pages[page].load_full() {
+        if let Some(found) = self.slots.page(page) {
             return Ok(found);
         }
         let fresh = Page::load(file, self.page_offset(page))?;
-        self.pages[page].store(Some(fresh.clone()));
+        self.slots.put(page, fresh.clone());
+        let Slots::Passing(pages) = &self.slots else { return Ok(fresh) };
         loaded.push_back(page);
         let mut tries = 8;
         while loaded.len() > TABLE_PAGES_MAX && tries > 0 {
             tries -= 1;
             let Some(oldest) = loaded.pop_front() else { break };
-            let pinned = self.pages[oldest].load().as_ref().is_some_and(|p| p.is_pinned());
+            let pinned = pages[oldest].load().as_ref().is_some_and(|p| p.is_pinned());
             if pinned || oldest == page {
                 loaded.push_back(oldest);
             } else {
-                self.pages[oldest].store(None);
+                pages[oldest].store(None);
             }
         }
         Ok(fresh)
@@ -132,8 +179,8 @@ impl TablePages {
     /// If the table is shorter.
     pub fn word(&self, file: &dyn ImageFile, index: u64) -> Result<u64> {
         let (page, word) = split(index);
-        if let Some(found) = &*self.pages[page].load() {
-            return Ok(found.get(word));
+        if let Some(found) = self.slots.word(page, word) {
+            return Ok(found);
         }
         Ok(self.get_locked(file, page, &mut self.loaded.lock())?.get(word))
     }

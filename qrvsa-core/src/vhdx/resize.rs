@@ -14,6 +14,7 @@ use super::format::{
 use super::image::{Image, Shape};
 use super::journal::Journal;
 use super::status::ExtentKind;
+use super::stripes::Exclusive;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Image {
@@ -85,7 +86,7 @@ impl Image {
 
     fn resize_prepared(
         &self,
-        shape: &mut Shape,
+        shape: &mut Exclusive<'_, Shape>,
         journal: &mut MutexGuard<'_, Journal>,
         new: DiskParameters,
     ) -> Result<()> {
@@ -107,7 +108,7 @@ impl Image {
         }
         self.commit_with(journal, changes)?;
         // Entries behind the end of a smaller disk are zero: its blocks were trimmed, and their entries count no more.
-        *shape = Shape::new(new, regions);
+        shape.replace(Shape::new(new, regions));
         self.metadata.write().disk = new;
         Ok(())
     }

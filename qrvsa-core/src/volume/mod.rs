@@ -34,7 +34,7 @@ pub(crate) use settings::{check_size, settings_key};
 pub(crate) use side::SIDE_BLOCK;
 pub use users::{Alone, Sharing};
 
-use crate::buf::BLOCK_SIZE;
+use crate::buf::{BLOCK_SIZE, CachedSlice};
 use crate::dataset::Dataset;
 use crate::error::{ErrorKind, Result};
 use crate::fail;
@@ -170,6 +170,17 @@ impl Volume {
         let _held = self.locks.shared(offset..offset.saturating_add(buf.len() as u64));
         self.inside(offset, buf.len() as u64)?;
         Store::read(&*self.dataset, self.object(), offset, buf)
+    }
+
+    /// The bytes at `offset` as they lie in the pool's cache, one part after the other, if all of them do; `None`: use
+    /// [`Volume::read`]. What is lent stays as it is, whatever is written meanwhile.
+    ///
+    /// # Errors
+    /// As for `read`.
+    pub fn lend(&self, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+        let _held = self.locks.shared(offset..offset.saturating_add(len as u64));
+        self.inside(offset, len as u64)?;
+        self.dataset.lend(self.object(), offset, len)
     }
 
     /// Writes; with `fua` it is durable at the return. A write of more than 1 MiB is done in pieces.

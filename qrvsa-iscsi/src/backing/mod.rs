@@ -10,6 +10,8 @@ pub use memory::MemoryBacking;
 pub use null::NullBacking;
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Why a backing failed; decides the sense data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,40 @@ pub struct Extent {
     pub mapped: bool,
 }
 
+/// Bytes that lie in a cache of the storage and are sent from there. They stay as they are as long as the part is held.
+#[derive(Clone, Debug)]
+pub struct Part {
+    bytes: Arc<[u8]>,
+    range: Range<usize>,
+}
+
+impl Part {
+    /// A part of `bytes`; what of the range is beyond them is cut off.
+    #[must_use]
+    pub fn new(bytes: Arc<[u8]>, range: Range<usize>) -> Part {
+        let end = range.end.min(bytes.len());
+        Part { range: range.start.min(end)..end, bytes }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.range.clone()).unwrap_or_default()
+    }
+
+    /// How much memory it keeps alive, bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// At most `len` bytes of it, from byte `from` on.
+    pub(crate) fn part(&self, from: usize, len: usize) -> Part {
+        let start = self.range.start.saturating_add(from).min(self.range.end);
+        let end = start.saturating_add(len).min(self.range.end);
+        Part { bytes: Arc::clone(&self.bytes), range: start..end }
+    }
+}
+
 /// Space under a backing, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
@@ -92,6 +128,13 @@ pub trait Backing: Send + Sync {
     /// Fills `buf` only if that needs no waiting (it is in memory); `None` says that it does.
     fn read_now(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
         let _ = (offset, buf);
+        None
+    }
+
+    /// The bytes as they lie in memory, one part after the other, together exactly `bytes` long; `None` when that cannot be:
+    /// then they are read. A write that comes later does not change them.
+    fn lend(&self, offset: u64, bytes: usize) -> Option<Vec<Part>> {
+        let _ = (offset, bytes);
         None
     }
 

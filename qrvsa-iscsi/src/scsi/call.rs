@@ -1,5 +1,6 @@
 //! One command on its way through a unit: what handlers get and what they answer.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Nexus;
@@ -10,7 +11,7 @@ use super::sense::{self, Sense};
 use super::table::{Access, Entry};
 use super::unit::{Shape, Unit};
 use super::units::TargetUnits;
-use crate::backing::Failure;
+use crate::backing::{Failure, Part};
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub(crate) struct Call<'a> {
     pub expected: u64,
     /// Must not wait.
     pub now: bool,
+    /// Data for the initiator behind what the handler returns, that is sent from where it lies.
+    pub lent: &'a Cell<Vec<Part>>,
 }
 
 /// Blocks that a CDB names.
@@ -156,6 +159,19 @@ impl<'a> Call<'a> {
             None if (self.data.len() as u64).is_multiple_of(self.block()) => Ok(self.data),
             None => Err(Sense::SHORT_DATA.into()),
         }
+    }
+
+    /// Answers with bytes as they lie in the memory of the storage, if they do.
+    pub(crate) fn lend(&self, offset: u64, bytes: usize) -> bool {
+        if self.now || bytes == 0 {
+            return false;
+        }
+        let Some(parts) = self.shape.backing.lend(offset, bytes) else { return false };
+        let whole = parts.iter().map(|part| part.bytes().len()).sum::<usize>() == bytes;
+        if whole {
+            self.lent.set(parts);
+        }
+        whole
     }
 
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Refusal> {

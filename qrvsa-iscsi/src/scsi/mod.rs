@@ -38,6 +38,8 @@ pub use units::TargetUnits;
 
 use std::sync::Arc;
 
+use crate::backing::Part;
+
 /// An I_T nexus (SAM-5 4.7): one session of one initiator port with the target port of a portal group.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Nexus {
@@ -91,6 +93,8 @@ pub struct Response {
     pub sense: Vec<u8>,
     /// Data for the initiator. May be longer than the initiator expects: the session cuts it and reports the overflow.
     pub data_in: Vec<u8>,
+    /// More of it, behind `data_in`, that is sent from where it lies.
+    pub lent: Vec<Part>,
     /// Bytes of data-out that the command takes by its CDB; the session computes the residual of a write from it.
     pub data_out_bytes: u64,
 }

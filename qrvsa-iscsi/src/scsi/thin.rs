@@ -185,11 +185,15 @@ pub(crate) fn lba_status(call: &Call) -> Outcome {
 
 /// Bytes that may be written between two looks at the space.
 const LOOK_BYTES: u64 = 16 << 20;
+/// Most that is added to that far from the threshold.
+const SPARE_BYTES_MAX: u64 = 256 << 20;
 
 /// The soft threshold of a thin unit: initiators hear once that space gets short, and again after there was enough in between.
 #[derive(Debug, Default)]
 pub(crate) struct Threshold {
     since_look: AtomicU64,
+    /// Bytes that may be written before the next look, beyond [`LOOK_BYTES`].
+    spare: AtomicU64,
     told: AtomicBool,
 }
 
@@ -199,11 +203,15 @@ impl Threshold {
         if !shape.thin || shape.config.soft_threshold_percent == 0 {
             return;
         }
-        if self.since_look.fetch_add(bytes, Ordering::Relaxed) + bytes < LOOK_BYTES {
+        let since = self.since_look.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if since < LOOK_BYTES + self.spare.load(Ordering::Relaxed) {
             return;
         }
         self.since_look.store(0, Ordering::Relaxed);
-        if !reached(shape) {
+        let left = left(shape);
+        // looking takes a while; far from the threshold, also with others on the same space, it is done less often
+        self.spare.store(left.map_or(0, |left| (left / 16).min(SPARE_BYTES_MAX)), Ordering::Relaxed);
+        if left.is_some() {
             self.told.store(false, Ordering::Relaxed);
         } else if !self.told.swap(true, Ordering::Relaxed) {
             unit.attend(Attention::THIN_THRESHOLD, |_| true);
@@ -212,7 +220,7 @@ impl Threshold {
 
     /// Space has come back: the next write looks.
     pub(crate) fn freed(&self) {
-        self.since_look.store(LOOK_BYTES, Ordering::Relaxed);
+        self.since_look.store(LOOK_BYTES + SPARE_BYTES_MAX, Ordering::Relaxed);
     }
 }
 
@@ -224,8 +232,11 @@ pub(crate) fn threshold_sets(shape: &Shape) -> u32 {
     u32::try_from(sets).unwrap_or(u32::MAX)
 }
 
-fn reached(shape: &Shape) -> bool {
+/// Bytes that are left before the threshold; `None`: it is reached.
+fn left(shape: &Shape) -> Option<u64> {
     let space = shape.backing.space();
     let total = u128::from(space.allocated_bytes) + u128::from(space.available_bytes);
-    u128::from(space.allocated_bytes) * 100 >= total * u128::from(shape.config.soft_threshold_percent)
+    let threshold = total * u128::from(shape.config.soft_threshold_percent) / 100;
+    let left = threshold.checked_sub(u128::from(space.allocated_bytes)).filter(|left| *left > 0)?;
+    Some(u64::try_from(left).unwrap_or(u64::MAX))
 }

@@ -1,5 +1,6 @@
 //! The logical units of one target.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -381,6 +382,7 @@ impl TargetUnits {
         let shape = unit.shape();
         let begun = if now { None } else { Some(Instant::now()) };
         let mut needs = 0;
+        let lent = Cell::new(Vec::new());
         let outcome = match found {
             Ok(entry)
                 if table::supports(entry, &shape, entry.on == table::On::ExplicitAlua && self.alua.load().explicit) =>
@@ -397,6 +399,7 @@ impl TargetUnits {
                     data,
                     expected: command.data_out_expected,
                     now,
+                    lent: &lent,
                 };
                 Self::checked(&call).and_then(|()| {
                     if cdb[0] == 0xa0 {
@@ -416,7 +419,13 @@ impl TargetUnits {
         let response = match outcome {
             Err(Refusal::Wait) if now => return None,
             Err(Refusal::Wait) => Response { status: sense::BUSY, ..Response::default() },
-            Ok(data_in) => Response { status: sense::GOOD, data_in, data_out_bytes: needs, ..Response::default() },
+            Ok(data_in) => Response {
+                status: sense::GOOD,
+                data_in,
+                lent: lent.take(),
+                data_out_bytes: needs,
+                ..Response::default()
+            },
             Err(Refusal::Status(status)) => {
                 if status == sense::RESERVATION_CONFLICT {
                     stats::add(&unit.counters.conflicts, 1);

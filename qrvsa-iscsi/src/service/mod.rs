@@ -12,7 +12,7 @@ mod workers;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -54,11 +54,19 @@ pub(crate) struct Inner {
     connections: Mutex<Vec<Arc<Mailbox>>>,
     connection_left: Condvar,
     last_tsih: AtomicU16,
+    on_request: OnceLock<fn()>,
 }
 
 type Result<T> = std::result::Result<T, ServiceError>;
 
 impl Service {
+    /// Has `note` called whenever requests have come in on a connection, on its thread; it must not wait. Once.
+    pub fn on_request(&self, note: fn()) {
+        if self.inner.on_request.set(note).is_err() {
+            tracing::warn!("iSCSI requests are counted already");
+        }
+    }
+
     /// A service without portals and targets.
     #[must_use]
     pub fn new(limits: Limits) -> Service {
@@ -74,6 +82,7 @@ impl Service {
             connections: Mutex::default(),
             connection_left: Condvar::new(),
             last_tsih: AtomicU16::new(0),
+            on_request: OnceLock::new(),
             limits,
         });
         let (watchdog, weak) = (Arc::clone(&inner.watchdog), Arc::downgrade(&inner));
@@ -283,6 +292,13 @@ fn each_parking(service: &Weak<Inner>, look: &mut dyn FnMut(&Parking)) {
 }
 
 impl Inner {
+    /// Requests have come in on a connection.
+    pub(crate) fn requested(&self) {
+        if let Some(note) = self.on_request.get() {
+            note();
+        }
+    }
+
     pub(crate) fn target(&self, name: &str) -> Result<Arc<Target>> {
         self.targets.read().get(&key(name)?).cloned().ok_or_else(|| no_target(name))
     }

@@ -120,8 +120,10 @@ pub(crate) struct Conn {
     pub(crate) logout_by: Option<Instant>,
     pub(crate) now: Instant,
     received_at: Instant,
+    /// When the oldest answer was given that nobody has tried to send.
+    pub(crate) unsent_since: Option<Instant>,
     /// Since when the initiator has taken nothing of what waits for it.
-    blocked_since: Option<Instant>,
+    pub(crate) blocked_since: Option<Instant>,
     pub(crate) data_out_at: Instant,
     /// Pings without an answer, and when the last of them was sent.
     pings: u32,
@@ -225,6 +227,7 @@ impl Conn {
             logout_by: None,
             now,
             received_at: now,
+            unsent_since: None,
             blocked_since: None,
             data_out_at: now,
             pings: 0,
@@ -493,6 +496,7 @@ impl Conn {
 
     /// Sends, sleeps if there is nothing to do, receives.
     fn exchange(&mut self) -> Result<()> {
+        self.unsent_since = None;
         match self.out.send(&self.socket) {
             Ok(_) if self.out.bytes() == 0 => self.blocked_since = None,
             Ok(0) if self.blocked_since.is_some() => {}
@@ -535,6 +539,7 @@ impl Conn {
         self.now = self.service.clock.now();
         match received {
             Ok(Got::Bytes { direct, full }) => {
+                self.service.requested();
                 self.more = full;
                 self.received_at = self.now;
                 self.pings = 0;

@@ -1,16 +1,19 @@
 //! Data-In and SCSI Response (RFC 7143 11.4, 11.7): how the end of a command is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::conn::Conn;
 use super::task::Head;
-use super::tx::Data;
+use super::tx::{Data, Source};
 use crate::pdu::build::{self, Residual};
 use crate::scsi::Response;
 use crate::service::counters::Counters;
 
 /// Beyond this, answers leave before all commands at hand are carried out, so that the initiator is not idle meanwhile.
 const EARLY_BYTES: usize = 256 << 10;
+/// And after this time for the same reason: else initiator and target would work in turn, never at once.
+const EARLY_TIME: Duration = Duration::from_micros(40);
 
 const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
@@ -69,17 +72,23 @@ impl Conn {
     /// Sends data-in and status of a command.
     pub(crate) fn respond(&mut self, head: &Head, response: Response) {
         self.answer(head, response);
-        if self.out.bytes() >= EARLY_BYTES {
+        let oldest = *self.unsent_since.get_or_insert(self.now);
+        if self.out.bytes() >= EARLY_BYTES || self.now.saturating_duration_since(oldest) >= EARLY_TIME {
             // An error comes up again where the rest is sent.
-            let _ = self.out.send(&self.socket);
+            if self.out.send(&self.socket).is_ok_and(|bytes| bytes > 0) {
+                self.blocked_since = None;
+            }
+            self.unsent_since = None;
         }
     }
 
     fn answer(&mut self, head: &Head, response: Response) {
         self.abandon(head);
         let limit = head.read_bytes();
-        let moved_in = response.data_in.len() as u64;
-        let sent = response.data_in.len().min(limit as usize);
+        let lent: usize = response.lent.iter().map(|part| part.bytes().len()).sum();
+        let all_in = response.data_in.len() + lent;
+        let moved_in = all_in as u64;
+        let sent = all_in.min(limit as usize);
         let moved = if head.writes { response.data_out_bytes.min(u64::from(head.expected)) } else { sent as u64 };
         let (failed, time) = (is_error(&response), self.now.saturating_duration_since(head.began));
         self.counters_of(head).done(head.direction(), moved, failed, time);
@@ -89,11 +98,12 @@ impl Conn {
             (Residual::between(u64::from(head.expected), response.data_out_bytes), read)
         } else {
             // A write whose initiator expects no data at all moves its bytes the other way.
-            let moved = if response.data_in.is_empty() && !head.reads { response.data_out_bytes } else { moved_in };
+            let moved = if all_in == 0 && !head.reads { response.data_out_bytes } else { moved_in };
             (Residual::between(u64::from(head.expected), moved), None)
         };
         let collapse = sent > 0 && response.status == GOOD && response.sense.is_empty() && !head.writes;
-        let data_ins = self.data_in(head, response.data_in, sent, collapse.then_some((response.status, residual)));
+        let data = Source { own: Arc::new(response.data_in), lent: response.lent };
+        let data_ins = self.data_in(head, &data, sent, collapse.then_some((response.status, residual)));
         if collapse {
             return;
         }
@@ -112,10 +122,9 @@ impl Conn {
     }
 
     /// Sends the first `sent` bytes; the last PDU has the status, if that is given. Returns the number of PDUs.
-    fn data_in(&mut self, head: &Head, data: Vec<u8>, sent: usize, status: Option<(u8, Residual)>) -> u32 {
+    fn data_in(&mut self, head: &Head, data: &Source, sent: usize, status: Option<(u8, Residual)>) -> u32 {
         let segment = self.agreed.max_send_bytes as usize;
         let burst = self.agreed.max_burst_bytes as usize;
-        let shared = Arc::new(data);
         let (mut at, mut in_burst, mut count) = (0, 0, 0u32);
         while at < sent {
             let bytes = segment.min(sent - at).min(burst - in_burst);
@@ -136,7 +145,7 @@ impl Conn {
                     build::data_in(head.task_tag, burst_ends, count, offset, bytes, numbers)
                 }
             };
-            self.out.push(&header, Data::Shared(&shared, at, at + bytes));
+            self.out.push(&header, Data::From(data, at, at + bytes));
             at += bytes;
             count += 1;
         }

@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::sync::Arc;
 
+use crate::backing::Part;
 use crate::pdu::{digest, padded};
 
 /// Data up to this length is copied behind its header.
 const COPY_BYTES_MAX: usize = 8 << 10;
+/// Parts of longer data that are shorter are copied, too.
+const LENT_BYTES_MIN: usize = 2 << 10;
 /// Slices of one write.
 const SLICES_MAX: usize = 128;
 /// A gathering buffer that is larger is not kept.
@@ -17,13 +20,56 @@ const SPARE_BYTES_MAX: usize = 1 << 20;
 enum Segment {
     Gathered(Vec<u8>),
     Shared(Arc<Vec<u8>>, usize, usize),
+    Lent(Part),
+}
+
+/// All data-in of a command: its own, and behind it what is lent to it.
+#[derive(Default)]
+pub(crate) struct Source {
+    pub(crate) own: Arc<Vec<u8>>,
+    pub(crate) lent: Vec<Part>,
+}
+
+impl Source {
+    /// Calls `each` with bytes `from..to`, segment by segment.
+    fn segments(&self, from: usize, to: usize, mut each: impl FnMut(Segment)) {
+        let own = self.own.len();
+        if from < own.min(to) {
+            each(Segment::Shared(Arc::clone(&self.own), from, own.min(to)));
+        }
+        let mut start = own;
+        for part in &self.lent {
+            let end = start + part.bytes().len();
+            if start >= to {
+                break;
+            }
+            let (low, high) = (from.max(start), to.min(end));
+            if low < high {
+                each(Segment::Lent(part.part(low - start, high - low)));
+            }
+            start = end;
+        }
+    }
 }
 
 impl Segment {
+    /// Whether to send it from where it lies: it is not too short for that, and does not keep far more memory than it has bytes.
+    fn may_stay(&self) -> bool {
+        match self {
+            Segment::Gathered(_) => false,
+            Segment::Shared(..) => true,
+            Segment::Lent(part) => {
+                let bytes = part.bytes().len();
+                bytes >= LENT_BYTES_MIN && part.held_bytes() / 4 <= bytes
+            }
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Segment::Gathered(bytes) => bytes,
             Segment::Shared(data, from, to) => data.get(*from..*to).unwrap_or_default(),
+            Segment::Lent(part) => part.bytes(),
         }
     }
 }
@@ -33,8 +79,8 @@ pub(crate) enum Data<'a> {
     None,
     /// To be copied.
     Borrowed(&'a [u8]),
-    /// A range of shared bytes.
-    Shared(&'a Arc<Vec<u8>>, usize, usize),
+    /// A range of a command's data-in.
+    From(&'a Source, usize, usize),
 }
 
 #[derive(Default)]
@@ -44,6 +90,8 @@ pub(crate) struct OutQueue {
     sent: usize,
     bytes: usize,
     spare: Vec<u8>,
+    /// Room for the segments of one PDU.
+    pieces: Vec<Segment>,
     pub(crate) header_digest: bool,
     pub(crate) data_digest: bool,
 }
@@ -80,23 +128,33 @@ impl OutQueue {
         if self.header_digest {
             self.gather(&digest(&[header]));
         }
-        let bytes = match &data {
-            Data::None => return,
+        let mut segments = std::mem::take(&mut self.pieces);
+        let copied: &[u8] = match data {
+            Data::None => &[],
             Data::Borrowed(bytes) => bytes,
-            Data::Shared(all, from, to) => all.get(*from..*to).unwrap_or_default(),
-        };
-        if bytes.is_empty() {
-            return;
-        }
-        let padding = &[0u8; 3][..(padded(bytes.len()) - bytes.len()).min(3)];
-        let sum = if self.data_digest { Some(digest(&[bytes, padding])) } else { None };
-        match data {
-            Data::Shared(all, from, to) if bytes.len() > COPY_BYTES_MAX => {
-                self.bytes += bytes.len();
-                self.segments.push_back(Segment::Shared(Arc::clone(all), from, to));
+            Data::From(source, from, to) => {
+                source.segments(from, to, |segment| segments.push(segment));
+                &[]
             }
-            _ => self.gather(bytes),
+        };
+        let bytes = copied.len() + segments.iter().map(|s| s.bytes().len()).sum::<usize>();
+        let padding = &[0u8; 3][..(padded(bytes) - bytes).min(3)];
+        let sum = (self.data_digest && bytes > 0).then(|| {
+            let mut covered = vec![copied];
+            covered.extend(segments.iter().map(Segment::bytes));
+            covered.push(padding);
+            digest(&covered)
+        });
+        self.gather(copied);
+        for segment in segments.drain(..) {
+            if bytes > COPY_BYTES_MAX && segment.may_stay() {
+                self.bytes += segment.bytes().len();
+                self.segments.push_back(segment);
+            } else {
+                self.gather(segment.bytes());
+            }
         }
+        self.pieces = segments;
         if !padding.is_empty() {
             self.gather(padding);
         }
@@ -187,15 +245,25 @@ mod tests {
     proptest! {
         #[test]
         fn what_goes_in_comes_out(lengths in prop::collection::vec(prop_oneof![0..40usize, 9000..9100usize], 1..12),
-                                  room in 1..5000usize, digests in 0..4u8) {
+                                  room in 1..5000usize, digests in 0..4u8,
+                                  part in 1..3000usize, spread in 1..7usize) {
             let mut queue = OutQueue { header_digest: digests & 1 != 0, data_digest: digests & 2 != 0, ..OutQueue::default() };
             let mut narrow = Narrow { taken: Vec::new(), room: 0 };
             for (n, length) in lengths.iter().enumerate() {
                 let mut head = [u8::try_from(n).unwrap(); 48];
                 head[4] = 0;
                 head[5..8].copy_from_slice(&u32::try_from(*length).unwrap().to_be_bytes()[1..]);
-                let data = Arc::new(vec![u8::try_from(n).unwrap(); length + 2]);
-                queue.push(&head, Data::Shared(&data, 1, length + 1));
+                // cut into what is its own and what is lent, in parts as they come
+                let fill = u8::try_from(n).unwrap();
+                let own = if n % 3 == 0 { length + 1 } else { (length + 1).min(n * 100) };
+                let mut data = Source { own: Arc::new(vec![fill; own]), lent: Vec::new() };
+                let (mut left, mut step) = (length + 2 - own, part);
+                while left > 0 {
+                    let bytes = step.min(left);
+                    data.lent.push(Part::new(vec![fill; bytes * spread].into(), bytes * (spread - 1)..bytes * spread));
+                    (left, step) = (left - bytes, step * 2 + 1);
+                }
+                queue.push(&head, Data::From(&data, 1, length + 1));
                 narrow.room = room;
                 queue.send(&mut narrow).unwrap();
             }

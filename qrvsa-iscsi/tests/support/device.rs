@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
+use qrvsa_iscsi::backing::Part;
 use qrvsa_iscsi::scsi::{Command, DeviceServer, Management, ManagementAnswer, Nexus, Response, TaskEnd};
 
 pub const BLOCKS: usize = 16 << 10;
@@ -14,6 +15,8 @@ pub struct Device {
     pub medium: Mutex<Vec<u8>>,
     /// Reads are carried out at once.
     pub at_once: AtomicBool,
+    /// Most of what is read is lent, in parts of many lengths.
+    pub lends: AtomicBool,
     /// Commands that wait now.
     pub waiting: AtomicUsize,
     released: Mutex<usize>,
@@ -30,6 +33,7 @@ impl Default for Device {
         Device {
             medium: Mutex::new(vec![0; BLOCKS * 512]),
             at_once: AtomicBool::new(true),
+            lends: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             released: Mutex::new(0),
             release: Condvar::new(),
@@ -66,7 +70,22 @@ impl Device {
 
     fn read(&self, cdb: &[u8]) -> Response {
         let (at, bytes) = range(cdb);
-        Response { data_in: self.medium.lock()[at..at + bytes].to_vec(), ..Response::default() }
+        let mut data_in = self.medium.lock()[at..at + bytes].to_vec();
+        let mut lent = Vec::new();
+        if self.lends.load(Ordering::SeqCst) {
+            let rest = data_in.split_off(bytes / 64);
+            let (mut from, mut step) = (0, 1);
+            while from < rest.len() {
+                let to = rest.len().min(from + step);
+                // in memory of its own, or of far more
+                lent.push(match step % 2 {
+                    0 => Part::new(rest[from..to].into(), 0..to - from),
+                    _ => Part::new(rest.as_slice().into(), from..to),
+                });
+                (from, step) = (to, step * 5 / 2 + 1);
+            }
+        }
+        Response { data_in, lent, ..Response::default() }
     }
 }
 

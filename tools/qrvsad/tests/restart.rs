@@ -236,7 +236,7 @@ fn a_second_signal_does_not_wait() {
     daemon.tell_to_stop();
     daemon.tell_to_stop();
     daemon.wait_for_end().unwrap();
-    // if the second comes before the unmounting has begun, the other mount is detached too
+    // the other one too, if the second signal was seen before its turn came
     assert!(daemon.world.lazy_unmounts.lock().contains(&points[0]));
     assert_eq!(daemon.world.mounted(), [""; 0]);
     assert!(daemon.world.pools.lock().values().all(|pool| pool.clean_exports == 1));

@@ -47,6 +47,10 @@ impl World {
 fn read(volume: &Volume, offset: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xee; len];
     volume.read(offset, &mut buf).unwrap();
+    // where it can be had without copying, it is the same
+    if let Some(parts) = volume.lend(offset, len).unwrap() {
+        assert!(parts.iter().flat_map(|part| part.iter()).eq(&buf), "what is lent of {offset}+{len} differs");
+    }
     buf
 }
 

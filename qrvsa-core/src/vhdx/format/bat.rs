@@ -223,7 +223,7 @@ impl BatLayout {
 
     /// Index of the entry of payload block `block`.
     pub fn payload_index(&self, block: u64) -> u64 {
-        block + block / self.chunk_ratio
+        block + self.chunk_of(block)
     }
 
     /// Index of the entry of the sector bitmap block of `chunk`.
@@ -233,7 +233,12 @@ impl BatLayout {
 
     /// The chunk of payload block `block`.
     pub fn chunk_of(&self, block: u64) -> u64 {
-        block / self.chunk_ratio
+        // A power of two in every disk that is valid; a division takes longer than the rest of a look-up.
+        if self.chunk_ratio.is_power_of_two() {
+            block >> self.chunk_ratio.trailing_zeros()
+        } else {
+            block / self.chunk_ratio
+        }
     }
 
     /// Whose entry is at `index`.

@@ -80,6 +80,8 @@ impl<'a> Edit<'a> {
     /// Writes the headers with this log: first that which is not current, so that one valid header is always there.
     fn headers(&mut self, log_guid: Guid) -> Result<()> {
         self.header.log_guid = log_guid;
+        // Of two headers one is always durable, whatever was done before.
+        self.flush()?;
         // Which of the two is current is told by reading them again: the other one is written first.
         let mut current = 0;
         for (number, offset) in HEADER_OFFSETS.into_iter().enumerate() {

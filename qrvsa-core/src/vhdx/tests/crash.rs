@@ -224,3 +224,62 @@ fn moving_the_table() {
         },
     );
 }
+
+#[test]
+fn a_header_after_the_one_that_opens_the_log() {
+    // The first commit names the log and changes the file only; then the disk is changed, which takes another header.
+    let prepare = || {
+        let (mut files, expected) = one(&options(8 * MIB));
+        let parent = load(&files[0], false).unwrap();
+        files.push(child_of(&parent, 1 << 20));
+        (files, expected)
+    };
+    explore(prepare, |world| {
+        let locator = world.image.metadata().locator.expect("the image has a parent");
+        world.image.set_locator(locator.with_linkage2(None))?;
+        assert!(!world.image.header().log_guid.is_nil());
+        world.write(3 * MIB, UNIT, 40)?;
+        world.flush()?;
+        world.write(4 * MIB, UNIT, 41)?;
+        world.flush()
+    });
+}
+
+#[test]
+fn a_killed_process_and_then_a_power_failure() {
+    // What the process has written is seen, but was not flushed: the next one must not build on it.
+    let killed = || {
+        let (mut files, _) = one(&options(8 * MIB));
+        let file = SimFile::with(files.pop().unwrap().contents());
+        let image = load(&file, true).unwrap();
+        image.write(2 * MIB, &[50; UNIT]).unwrap();
+        image.flush().unwrap();
+        image.write(3 * MIB, &[51; UNIT]).unwrap();
+        kill(image);
+        file
+    };
+    let steps = {
+        let file = killed();
+        let before = file.steps();
+        load(&file, true).unwrap();
+        file.steps() - before
+    };
+    assert!(steps > 4);
+    for cut in 0..=steps {
+        for seed in 0..8 {
+            let file = killed();
+            file.cut_after(cut);
+            if let Ok(image) = load(&file, true) {
+                kill(image);
+            }
+            let what = format!("cut after {cut}, seed {seed}");
+            let crashed = SimFile::with(file.crashed(Survives::Some(seed)));
+            super::tools::assert_checked(&crashed, &what);
+            let image = load(&crashed, true).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for (at, fill) in [(0, 1), (MIB, 2), (2 * MIB, 50)] {
+                assert_eq!(read(&image, at, UNIT), [fill; UNIT], "{what}, at {at}");
+            }
+            assert_clean(&image);
+        }
+    }
+}

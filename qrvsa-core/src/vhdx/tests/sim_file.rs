@@ -113,6 +113,8 @@ struct State {
     off: bool,
     /// Writes that need new space fail.
     full: bool,
+    /// What was said of new space: offset, length, whether it is fresh.
+    hints: Vec<(u64, u64, bool)>,
 }
 
 /// What of the unflushed changes survives a power failure.
@@ -200,6 +202,11 @@ impl SimFile {
         buf
     }
 
+    /// What was said of new space since the last call: offset, length, whether it is fresh.
+    pub fn take_hints(&self) -> Vec<(u64, u64, bool)> {
+        std::mem::take(&mut self.state.lock().hints)
+    }
+
     fn step(&self, change: Change) -> io::Result<()> {
         let mut state = self.state.lock();
         if state.off {
@@ -262,6 +269,10 @@ impl ImageFile for SimFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.step(Change::Write(offset, bytes.to_vec()))
+    }
+
+    fn wrote_new(&self, offset: u64, length: u64, fresh: bool) {
+        self.state.lock().hints.push((offset, length, fresh));
     }
 
     fn flush(&self) -> io::Result<()> {

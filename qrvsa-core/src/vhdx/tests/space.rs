@@ -70,6 +70,26 @@ fn a_full_filesystem_at_the_first_change() {
 }
 
 #[test]
+fn the_file_learns_what_is_new() {
+    let (file, image) = fresh(&options(16 * MIB));
+    image.write(2 * MIB - 4096, &[1; 8192]).unwrap();
+    let place = |block: u64| image.block_entry(block).unwrap().offset();
+    // Two blocks, each fresh with its first bytes, however few.
+    assert_eq!(file.take_hints(), [(place(1) + MIB - 4096, 4096, true), (place(2), 4096, true)]);
+    // Short writes to blocks that are there are nobody's business; long ones may go on in new space.
+    image.write(MIB, &[2; 4096]).unwrap();
+    assert!(file.take_hints().is_empty());
+    image.write(2 * MIB, &[3; 1 << 20]).unwrap();
+    assert_eq!(file.take_hints(), [(place(2), MIB, false)]);
+    image.write(5 * MIB, &[4; 2 << 20]).unwrap();
+    assert_eq!(file.take_hints(), [(place(5), MIB, true), (place(6), MIB, true)]);
+    image.trim(5 * MIB, MIB).unwrap();
+    image.flush().unwrap();
+    image.write(5 * MIB, &[5; 4096]).unwrap();
+    assert_eq!(file.take_hints(), [(place(5), 4096, true)], "space again");
+}
+
+#[test]
 fn far_more_allocations_than_an_entry_of_the_log_holds() {
     // Every block in another page of the table.
     let (file, image) = fresh(&options(1 << 40));

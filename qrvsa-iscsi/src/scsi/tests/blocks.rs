@@ -1,7 +1,9 @@
 //! Reading, writing, comparing, unmapping.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use super::*;
-use crate::backing::{Backing, Extent};
+use crate::backing::{Backing, Extent, Part, Space};
 
 #[test]
 fn what_is_written_is_read_by_every_form() {
@@ -258,4 +260,112 @@ fn a_preemption_waits_for_what_it_aborts() {
     });
     assert_eq!(world.refused(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]), (6, 0x2a, 5));
     assert_eq!(world.run(&a, &cdb10(0x2a, 0, 0, 1), &[1; BLOCK]).status, 0x18);
+}
+
+/// Lends what it has, cut into three, or too little of it.
+struct Lender {
+    memory: MemoryBacking,
+    short: AtomicBool,
+    lent: AtomicU64,
+}
+
+impl Backing for Lender {
+    fn size_bytes(&self) -> u64 {
+        self.memory.size_bytes()
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn thin(&self) -> bool {
+        true
+    }
+    fn lend(&self, offset: u64, bytes: usize) -> Option<Vec<Part>> {
+        if offset == 0 {
+            return None;
+        }
+        let mut all = vec![0; bytes + 7];
+        self.memory.read(offset, all.get_mut(3..bytes + 3)?).ok()?;
+        self.lent.fetch_add(bytes as u64, Ordering::SeqCst);
+        let end = if self.short.load(Ordering::SeqCst) { bytes + 2 } else { bytes + 3 };
+        let all: Arc<[u8]> = all.into();
+        Some([3..100, 100..101, 101..end].map(|range| Part::new(all.clone(), range)).to_vec())
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> crate::backing::Result<()> {
+        self.memory.read(offset, buf)
+    }
+    fn write(&self, offset: u64, data: &[u8], durable: bool) -> crate::backing::Result<()> {
+        self.memory.write(offset, data, durable)
+    }
+    fn flush(&self) -> crate::backing::Result<()> {
+        Ok(())
+    }
+    fn unmap(&self, offset: u64, bytes: u64) -> crate::backing::Result<()> {
+        self.memory.unmap(offset, bytes)
+    }
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> crate::backing::Result<()> {
+        self.memory.write_zeroes(offset, bytes)
+    }
+    fn extent(&self, offset: u64, bytes_max: u64) -> crate::backing::Result<Extent> {
+        self.memory.extent(offset, bytes_max)
+    }
+    fn space(&self) -> Space {
+        self.memory.space()
+    }
+}
+
+#[test]
+fn what_storage_lends_is_sent_and_nothing_less() {
+    let world = World::new();
+    let memory = MemoryBacking::new(BLOCKS * BLOCK as u64);
+    let disk = Arc::new(Lender { memory, short: AtomicBool::new(false), lent: AtomicU64::new(0) });
+    world.units.add_unit(2, config(), disk.clone()).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    let data: Vec<u8> = (0..BLOCK * 4).map(|i| u8::try_from(i % 251).expect("small")).collect();
+    assert_eq!(world.run_on(2, &nexus, &cdb10(0x2a, 0, 0, 4), &data).status, 0);
+    let mut lent = 0;
+    for (lba, short) in [(0, false), (1, false), (2, false), (1, true)] {
+        disk.short.store(short, Ordering::SeqCst);
+        let response = world.run_on(2, &nexus, &cdb10(0x28, 0, lba, 2), &[]);
+        assert_eq!(response.status, 0);
+        let parts: Vec<u8> = response.lent.iter().flat_map(|part| part.bytes().to_vec()).collect();
+        let all = [response.data_in, parts.clone()].concat();
+        assert_eq!(all, data[lba as usize * BLOCK..(lba as usize + 2) * BLOCK]);
+        assert_eq!(parts.is_empty(), lba == 0 || short);
+        lent += if lba == 0 { 0 } else { 2 * BLOCK as u64 };
+        assert_eq!(disk.lent.load(Ordering::SeqCst), lent);
+    }
+    // nothing is read beyond the end, and nothing for nothing
+    let end = u32::try_from(BLOCKS).expect("small");
+    assert_eq!(world.run_on(2, &nexus, &cdb10(0x28, 0, end - 1, 2), &[]).status, 2);
+    let nothing = world.run_on(2, &nexus, &cdb10(0x28, 0, 5, 0), &[]);
+    assert!(nothing.status == 0 && nothing.lent.is_empty() && nothing.data_in.is_empty());
+    assert_eq!(disk.lent.load(Ordering::SeqCst), lent);
+    assert_eq!(world.units.stats(2).expect("unit").read_bytes, 4 * 2 * BLOCK as u64);
+}
+
+#[test]
+fn the_threshold_is_told_in_time() {
+    const MIB: usize = 1 << 20;
+    let world = World::new();
+    let disk = Arc::new(MemoryBacking::with_limit(256 << 20, 160 << 20));
+    let config = UnitConfig { soft_threshold_percent: 50, ..config() };
+    world.units.add_unit(2, config, disk).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    let data = vec![7; MIB];
+    let mut told = None;
+    for n in 0..120u32 {
+        let lba = n * u32::try_from(MIB / BLOCK).expect("small");
+        let cdb = cdb10(0x2a, 0, lba, u16::try_from(MIB / BLOCK).expect("small"));
+        let mut response = world.run_on(2, &nexus, &cdb, &data);
+        if response.status == 2 {
+            assert_eq!(sense(&response), Some((6, 0x38, 0x07)));
+            assert!(told.replace(n).is_none(), "told twice");
+            response = world.run_on(2, &nexus, &cdb, &data);
+        }
+        assert_eq!(response.status, 0);
+    }
+    let told = told.expect("the threshold at 80 MiB was passed");
+    assert!((80..=100).contains(&told), "told after {told} MiB");
 }

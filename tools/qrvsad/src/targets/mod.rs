@@ -128,10 +128,12 @@ impl Targets {
     /// No targets yet; see [`Targets::restore`].
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, defaults: Vec<SocketAddr>, roots: Roots) -> Targets {
+        let service = Service::new(Limits::default());
+        service.on_request(qrvsa_fuse::latency::request);
         Targets {
             engine,
             state,
-            service: Service::new(Limits::default()),
+            service,
             defaults,
             model: RwLock::default(),
             changing: Mutex::default(),

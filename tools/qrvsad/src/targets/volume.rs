@@ -5,7 +5,7 @@ use std::sync::Arc;
 use qrvsa_api::names::FsName;
 use qrvsa_core::ErrorKind;
 use qrvsa_core::volume::{ATOMIC_BYTES_MAX, Sharing, Volume};
-use qrvsa_iscsi::backing::{Backing, Extent, Failure, FailureKind, Result, Space};
+use qrvsa_iscsi::backing::{Backing, Extent, Failure, FailureKind, Part, Result, Space};
 
 /// A volume, and its name for the log.
 pub struct VolumeBacking {
@@ -56,6 +56,12 @@ impl Backing for VolumeBacking {
 
     fn identity(&self) -> Option<u128> {
         Some(self.volume.id())
+    }
+
+    fn lend(&self, offset: u64, bytes: usize) -> Option<Vec<Part>> {
+        // an error comes up again when it is read
+        let parts = self.volume.lend(offset, bytes).ok()??;
+        Some(parts.into_iter().map(|part| Part::new(part.bytes, part.range)).collect())
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
