@@ -99,9 +99,11 @@ FIO = """fio --name=load --filename=/dev/%s --ioengine=libaio --direct=1 --sync=
 class Load:
     """A verified load that runs in the guest."""
 
-    def __init__(self, guest, target, disk, mebibytes):
+    def __init__(self, guest, target, disk, mebibytes, rate=None):
+        """`rate`: MiB that it reads, and writes, in a second at most, so that what takes the guest time happens before its end."""
         self.guest, self.target, self.size = guest, target, mebibytes * MIB
-        guest.sh("rm -f /tmp/status; (%s; echo $? > /tmp/s; mv /tmp/s /tmp/status) > /tmp/fio 2>&1 &" % (FIO % (disk, mebibytes)))
+        fio = FIO % (disk, mebibytes) + (" --rate=%dm,%dm" % (rate, rate) if rate else "")
+        guest.sh("rm -f /tmp/status; (%s; echo $? > /tmp/s; mv /tmp/s /tmp/status) > /tmp/fio 2>&1 &" % fio)
 
     def written(self):
         """Bytes written by the sessions that there are."""
@@ -158,7 +160,7 @@ def test_multipath_loses_a_portal(t):
         [ $(cat /sys/block/$1/device/wwid) = $(cat /sys/block/$2/device/wwid) ] || exit
         echo "0 $(cat /sys/block/$1/size) multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 $a 16 $b 16" | dmsetup create mp --noudevsync
         dmsetup mknodes mp && dmsetup status mp""", *disks)
-    load = Load(guest, target, "mapper/mp", t.size(64, 128))
+    load = Load(guest, target, "mapper/mp", t.size(64, 128), rate=2)
     load.advance()
     guest.sh("ip link set eth1 down")
     wait_for(lambda: " F " in guest.sh("dmsetup status mp", quiet=True).out, 120, "the path to fail", 1)
