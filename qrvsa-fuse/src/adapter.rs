@@ -1,7 +1,7 @@
 //! Kernel requests, as the `fuser` library shows them, to [`Operations`] and back.
 //!
-//! Stateless but for the count of opens and the ends of listings: inode numbers are never reused, so lookups need no counting,
-//! FORGET means nothing and handles of files only tell direct I/O, and who may write. Every operation runs on the session
+//! Stateless but for the count of opens and the ends of listings: inode numbers are never reused. Handles of files only tell
+//! direct I/O, and who may write; FORGET is passed on to those who keep inodes for the kernel. Every operation runs on the session
 //! thread that received it and blocks that thread only.
 //!
 //! Invariants: each request is answered exactly once, also when the operation panics; nothing here touches a mounted path.
