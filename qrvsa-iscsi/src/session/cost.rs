@@ -11,12 +11,21 @@ const LONG_BYTES: u32 = 64 << 10;
 
 const KEYS: usize = 1024;
 
-/// Moving averages by kind of command.
-pub(crate) struct Costs(Box<[u32; KEYS]>);
+/// One kind of command, in nanoseconds.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    /// Moving average.
+    mean: u32,
+    /// What the last one took.
+    last: u32,
+}
+
+/// What each kind of command costs.
+pub(crate) struct Costs(Box<[Cost; KEYS]>);
 
 impl Default for Costs {
     fn default() -> Costs {
-        Costs(Box::new([0; KEYS]))
+        Costs(Box::new([Cost::default(); KEYS]))
     }
 }
 
@@ -29,19 +38,23 @@ pub(crate) fn key(cdb: &[u8], bytes: u32) -> u16 {
 
 impl Costs {
     fn of(&self, key: u16) -> u32 {
-        self.0.get(usize::from(key)).copied().unwrap_or(SLOW_NS)
+        self.0.get(usize::from(key)).map_or(SLOW_NS, |cost| cost.mean)
     }
 
+    /// One of the kind took so long. What counts is the shorter of it and the one before: a single long one had lost the
+    /// processor to others, most likely, and says nothing of its kind.
     pub(crate) fn learn(&mut self, key: u16, took_ns: u64) {
         if let Some(cost) = self.0.get_mut(usize::from(key)) {
             let took = u32::try_from(took_ns).unwrap_or(u32::MAX).min(SLOW_NS * 8);
-            *cost = *cost - *cost / 8 + took / 8;
+            let counts = took.min(std::mem::replace(&mut cost.last, took));
+            cost.mean = cost.mean - cost.mean / 8 + counts / 8;
         }
     }
 
+    /// One of the kind waits, and was left to itself.
     pub(crate) fn was_slow(&mut self, key: u16) {
         if let Some(cost) = self.0.get_mut(usize::from(key)) {
-            *cost = (*cost).max(SLOW_NS);
+            *cost = Cost { mean: cost.mean.max(SLOW_NS), last: cost.last.max(SLOW_NS) };
         }
     }
 
@@ -71,6 +84,12 @@ mod tests {
             steps += 1;
         }
         assert!((20..80).contains(&steps), "{steps}");
+        // a single one that lost the processor teaches nothing, two in a row do
+        for took in [2_000, 200_000_000, 2_000, 200_000_000, 2_000] {
+            costs.learn(write, took);
+            assert!(costs.suits_here(write, false));
+        }
+        costs.learn(write, 200_000_000);
         costs.learn(write, 200_000_000);
         assert!(!costs.suits_here(write, true));
     }

@@ -3,8 +3,10 @@
 //! Most commands take microseconds, and handing them to another thread would cost more than they do. So the connection's thread
 //! carries them out itself, but leaves the connection here meanwhile. If a command takes longer than [`PATIENCE`], the watchdog
 //! gives the connection to a new thread, and the old one delivers its result as any worker does. So pings are answered
-//! however long a disk hangs.
+//! however long a disk hangs. A thread that does not wait but has not got the processor is given more time: handing its
+//! connection on would not make it faster, and would be held against its kind of command.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ use super::task::{Head, TaskControl};
 
 /// Longest time that a connection stands still for one command.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(4);
+/// Longest time that it stands still for one that works, or would if it got the processor.
+const PATIENCE_BUSY: Duration = Duration::from_millis(40);
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks without work after which the watchdog sleeps for good.
 const QUIET_TICKS: u32 = 50;
@@ -23,8 +27,28 @@ const QUIET_TICKS: u32 = 50;
 struct Place {
     conn: Box<Conn>,
     since: Instant,
+    /// Who carries the command out.
+    thread: Option<u32>,
     head: Head,
     control: Arc<TaskControl>,
+}
+
+/// The kernel's number of this thread; `None` where there is no `/proc`.
+fn this_thread() -> Option<u32> {
+    thread_local! {
+        static NUMBER: OnceCell<Option<u32>> = const { OnceCell::new() };
+    }
+    let look = || std::fs::read_link("/proc/thread-self").ok()?.file_name()?.to_str()?.parse().ok();
+    NUMBER.with(|number| *number.get_or_init(look))
+}
+
+/// Whether a thread of this process runs or could run: its state in proc_pid_stat(5) is R. `false` when that cannot be told.
+fn is_busy(thread: Option<u32>) -> bool {
+    let stat =
+        thread.and_then(|number| std::fs::read(format!("/proc/self/task/{number}/stat")).ok()).unwrap_or_default();
+    // the name before it ends with the last parenthesis, and may have anything in it
+    let after_name = stat.iter().rposition(|b| *b == b')').and_then(|at| stat.get(at + 1..)).unwrap_or_default();
+    after_name.starts_with(b" R")
 }
 
 #[derive(Default)]
@@ -32,7 +56,7 @@ pub(crate) struct Parking(Mutex<Option<Place>>);
 
 impl Parking {
     pub(crate) fn park(&self, conn: Box<Conn>, since: Instant, head: Head, control: Arc<TaskControl>) {
-        *self.0.lock() = Some(Place { conn, since, head, control });
+        *self.0.lock() = Some(Place { conn, since, thread: this_thread(), head, control });
     }
 
     /// The connection, if nobody took it.
@@ -55,7 +79,9 @@ impl Parking {
     /// Takes a connection that has stood too long.
     fn steal(&self) -> Option<Box<Conn>> {
         let mut place = self.0.lock();
-        if place.as_ref().is_none_or(|p| p.since.elapsed() < PATIENCE) {
+        let stands = place.as_ref()?;
+        let stood = stands.since.elapsed();
+        if stood < PATIENCE || (stood < PATIENCE_BUSY && is_busy(stands.thread)) {
             return None;
         }
         let Place { mut conn, head, control, .. } = place.take()?;
@@ -123,5 +149,30 @@ impl Watchdog {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn who_waits_is_not_busy() {
+        assert!(is_busy(this_thread()));
+        assert!(!is_busy(None) && !is_busy(Some(u32::MAX)));
+        let ((says, said), (end, ended)) = (channel(), channel::<()>());
+        let thread = std::thread::Builder::new().name("a) R (b".into());
+        let waits = thread.spawn(move || {
+            says.send(this_thread()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let number = said.recv().unwrap();
+        assert!(number.is_some() && number != this_thread());
+        while is_busy(number) {
+            std::thread::yield_now();
+        }
+        drop(end);
+        waits.unwrap().join().unwrap();
     }
 }
