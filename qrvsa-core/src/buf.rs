@@ -102,6 +102,12 @@ impl Deref for AlignedBuf {
     }
 }
 
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for deref, and the reference is exclusive.
@@ -121,7 +127,8 @@ impl Clone for AlignedBuf {
     }
 }
 
-/// A part of a shared buffer: the source of a write, kept alive until the write has completed.
+/// A part of a shared buffer: the source of a write, kept alive until the write has completed, or bytes in a cache, which stay
+/// as they are as long as somebody holds them.
 #[derive(Clone, Debug)]
 pub struct BufSlice {
     buf: Arc<AlignedBuf>,
@@ -152,28 +159,25 @@ impl BufSlice {
         assert!(range.start <= range.end && range.end <= self.range.len());
         BufSlice { buf: self.buf.clone(), range: self.range.start + range.start..self.range.start + range.end }
     }
+
+    /// The bytes in a buffer that is not much larger: this one, or a new one.
+    pub fn compact(&self) -> BufSlice {
+        if self.len() * 4 >= self.buf.len() * 3 {
+            return self.clone();
+        }
+        BufSlice::whole(Arc::new(AlignedBuf::from_slice(self)))
+    }
+
+    /// The buffer, and where in it the part lies.
+    pub fn into_parts(self) -> (Arc<AlignedBuf>, Range<usize>) {
+        (self.buf, self.range)
+    }
 }
 
 impl Deref for BufSlice {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.buf[self.range.clone()]
-    }
-}
-
-/// A part of bytes in a cache, which stay as they are as long as somebody holds them.
-#[derive(Clone, Debug)]
-pub struct CachedSlice {
-    /// All of the bytes.
-    pub bytes: Arc<[u8]>,
-    /// The part; it lies within them.
-    pub range: Range<usize>,
-}
-
-impl Deref for CachedSlice {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.bytes[self.range.clone()]
     }
 }
 

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::items::DatasetItems;
 use super::memtable::Growth;
-use crate::buf::CachedSlice;
+use crate::buf::BufSlice;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::item::{Intent, KIND_ORPHAN, ObjectRef, Usage};
@@ -115,7 +115,7 @@ impl Dataset {
     ///
     /// # Errors
     /// `Io`, `Corrupt`.
-    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<BufSlice>>> {
         with_object(self.id, object.id, || self.objects.lend(object, offset, len))
     }
 

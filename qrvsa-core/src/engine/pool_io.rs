@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 
 use super::Pool;
-use crate::buf::{BufSlice, CachedSlice};
+use crate::buf::BufSlice;
 use crate::error::Result;
 use crate::item::Intent;
 use crate::object::{Pin, ReadRequest, RecordIo};
@@ -60,7 +60,7 @@ impl RecordIo for PoolIo {
         self.records.read(requests, self.kept_bytes_max)
     }
 
-    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<BufSlice>) -> bool {
         self.records.lend(pointer, range, parts)
     }
 
@@ -68,7 +68,7 @@ impl RecordIo for PoolIo {
         self.records.read(requests, 0)
     }
 
-    fn keep(&self, pointer: &Pointer, record: &[u8]) {
+    fn keep(&self, pointer: &Pointer, record: &BufSlice) {
         if self.keeps_written {
             self.records.keep(pointer, record);
         }

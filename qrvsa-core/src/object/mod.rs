@@ -52,7 +52,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::buf::{BufSlice, CachedSlice};
+use crate::buf::BufSlice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{Intent, ObjectRef, Value};
 use crate::record::pointer::Pointer;
@@ -94,7 +94,7 @@ pub trait RecordIo: Send + Sync {
 
     /// Appends bytes `range` of a record to `parts` if all of them are in memory, as they lie there; else answers `false`,
     /// and what was appended is to be thrown away.
-    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+    fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<BufSlice>) -> bool {
         let _ = (pointer, range, parts);
         false
     }
@@ -108,7 +108,7 @@ pub trait RecordIo: Send + Sync {
     }
 
     /// `record` is what was written at `pointer`, and will be found there from now on: a cache may keep it. Sync thread only.
-    fn keep(&self, pointer: &Pointer, record: &[u8]) {
+    fn keep(&self, pointer: &Pointer, record: &BufSlice) {
         let _ = (pointer, record);
     }
 

@@ -10,7 +10,7 @@ use std::{mem, slice};
 use super::extents::Extent;
 use super::layer::{BLOCK, Cover, Layer, Shape, State};
 use super::{Objects, ReadRequest, blocks_of};
-use crate::buf::{AlignedBuf, BLOCK_SIZE, CachedSlice};
+use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::error::{ErrorKind, Result};
 use crate::item::ObjectRef;
 
@@ -124,7 +124,7 @@ impl Objects {
     ///
     /// # Errors
     /// As for `read`, of looking them up.
-    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+    pub fn lend(&self, object: ObjectRef, offset: u64, len: usize) -> Result<Option<Vec<BufSlice>>> {
         let shape = Shape::of(object)?;
         let blocks = blocks_of(offset, len)?;
         if blocks.is_empty() {

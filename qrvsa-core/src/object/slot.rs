@@ -20,7 +20,7 @@ const SLOT_OVERHEAD_BYTES: u64 = 256;
 #[derive(Clone)]
 pub(super) enum SlotData {
     /// Single blocks by their number in the slot.
-    Sparse(BTreeMap<u16, Arc<[u8]>>),
+    Sparse(BTreeMap<u16, Arc<AlignedBuf>>),
     /// The blocks from `first` on. What is not dirty in it is meaningless.
     Contiguous { first: usize, buf: Arc<AlignedBuf> },
 }
@@ -50,6 +50,10 @@ impl SlotData {
     /// The dirty blocks `range` as a part of a shared buffer, if they are in one.
     pub fn shared(&self, range: Range<usize>) -> Option<BufSlice> {
         match self {
+            // a block by itself is a buffer by itself
+            SlotData::Sparse(blocks) if range.len() == 1 => {
+                blocks.get(&(range.start as u16)).map(|block| BufSlice::whole(block.clone()))
+            }
             SlotData::Sparse(_) => None,
             SlotData::Contiguous { first, buf } => {
                 Some(BufSlice::new(buf.clone(), (range.start - first) * BLOCK_SIZE..(range.end - first) * BLOCK_SIZE))
@@ -161,7 +165,7 @@ impl DirtySlot {
                         Some(block) => Arc::make_mut(block)[in_block..in_block + piece.len()].copy_from_slice(piece),
                         None => {
                             debug_assert_eq!(piece.len(), BLOCK_SIZE);
-                            blocks.insert(number, Arc::from(piece));
+                            blocks.insert(number, Arc::new(AlignedBuf::from_slice(piece)));
                         }
                     }
                     at += piece.len();

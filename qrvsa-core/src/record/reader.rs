@@ -243,7 +243,7 @@ impl RecordStore {
             if checksum(bytes) == request.pointer.checksum(piece.column, unit) {
                 copy_out(request, piece.column, unit, bytes);
                 if keep {
-                    self.cache.insert(unit_key(request.pointer, piece.column, unit), Arc::from(bytes));
+                    self.keep_unit(request.pointer, piece.column, unit, bytes);
                 }
             } else {
                 piece.member.count(&piece.member.checksum_errors);

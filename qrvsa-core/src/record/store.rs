@@ -12,11 +12,14 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use super::pointer::{Pointer, UNIT_BLOCKS};
 use super::reader::{record_key, unit_key};
-use crate::buf::{BLOCK_SIZE, CachedSlice};
+use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::pool::space::Space;
 
 /// A read is answered from the other columns after this long.
 pub const READ_DEADLINE: Duration = Duration::from_secs(4);
+/// Where the other columns are not enough, those that have not answered are asked once more and given this long: a disk
+/// that has to spin up first takes ten seconds and more.
+pub const LAST_READ_DEADLINE: Duration = Duration::from_secs(30);
 /// A device that has not taken a write or a flush after this long is taken out of service.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// Of a filesystem's contents, reads up to this many bytes go into the record cache; longer ones are streams, which the
@@ -42,9 +45,9 @@ pub(crate) const WHOLE: u8 = u8::MAX;
 #[derive(Clone)]
 pub(crate) struct ByLen;
 
-impl Weighter<UnitKey, Arc<[u8]>> for ByLen {
-    fn weight(&self, _: &UnitKey, value: &Arc<[u8]>) -> u64 {
-        value.len() as u64 + 96
+impl Weighter<UnitKey, BufSlice> for ByLen {
+    fn weight(&self, _: &UnitKey, value: &BufSlice) -> u64 {
+        value.len() as u64 + 160
     }
 }
 
@@ -63,7 +66,7 @@ pub struct Damage {
 pub struct RecordStore {
     /// The space they lie in.
     pub space: Arc<Space>,
-    pub(crate) cache: Cache<UnitKey, Arc<[u8]>, ByLen>,
+    pub(crate) cache: Cache<UnitKey, BufSlice, ByLen>,
     /// Whether whole records were ever put into the cache.
     has_whole: AtomicBool,
     pub(crate) damage: Mutex<Vec<Damage>>,
@@ -129,25 +132,32 @@ impl RecordStore {
         }
     }
 
-    /// Puts a record into the cache that was just written. Its contents are what its pointer's checksums are of.
-    pub fn keep(&self, pointer: &Pointer, record: &[u8]) {
+    /// Puts a record into the cache that was just written, as it lies in memory. Its contents are what its pointer's
+    /// checksums are of.
+    pub fn keep(&self, pointer: &Pointer, record: &BufSlice) {
         debug_assert_eq!(record.len(), pointer.len_bytes());
         self.has_whole.store(true, Ordering::Release);
-        self.cache.insert(record_key(pointer), Arc::from(record));
+        self.cache.insert(record_key(pointer), record.compact());
+    }
+
+    /// Puts a unit into the cache that was read and verified.
+    pub(crate) fn keep_unit(&self, pointer: &Pointer, column: u32, unit: u32, bytes: &[u8]) {
+        let copy = BufSlice::whole(Arc::new(AlignedBuf::from_slice(bytes)));
+        self.cache.insert(unit_key(pointer, column, unit), copy);
     }
 
     /// The record, if it is in the cache as a whole.
-    pub(crate) fn kept(&self, pointer: &Pointer) -> Option<Arc<[u8]>> {
+    pub(crate) fn kept(&self, pointer: &Pointer) -> Option<BufSlice> {
         if self.has_whole.load(Ordering::Acquire) { self.cache.get(&record_key(pointer)) } else { None }
     }
 
     /// Appends bytes `range` of a record to `parts`, as they lie in the cache. `false`: not all of them are there, and
     /// some may have been appended. The caller holds a pin since before it looked the pointer up.
-    pub fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<CachedSlice>) -> bool {
+    pub fn lend(&self, pointer: &Pointer, range: Range<usize>, parts: &mut Vec<BufSlice>) -> bool {
         if let Some(bytes) = self.kept(pointer) {
             let inside = range.start <= range.end && range.end <= bytes.len();
             if inside {
-                parts.push(CachedSlice { bytes, range });
+                parts.push(bytes.slice(range));
             }
             return inside;
         }
@@ -164,7 +174,7 @@ impl RecordStore {
                 return false;
             }
             at += end - from;
-            parts.push(CachedSlice { bytes, range: from..end });
+            parts.push(bytes.slice(from..end));
         }
         true
     }
@@ -172,8 +182,9 @@ impl RecordStore {
     /// Takes a record out of the cache that nothing names any more: it would only keep others out. A reader that still has
     /// its pointer may put a part of it back, which then goes in its turn, as all that is not read.
     pub(crate) fn forget(&self, pointer: &Pointer) {
-        if self.has_whole.load(Ordering::Acquire) {
-            self.cache.remove(&record_key(pointer));
+        if self.has_whole.load(Ordering::Acquire) && self.cache.remove(&record_key(pointer)).is_some() {
+            // nobody has read parts of it from the disks
+            return;
         }
         for column in 0..u32::from(pointer.width) {
             for unit in 0..pointer.units_per_column() {

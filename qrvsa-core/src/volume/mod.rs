@@ -34,7 +34,7 @@ pub(crate) use settings::{check_size, settings_key};
 pub(crate) use side::SIDE_BLOCK;
 pub use users::{Alone, Sharing};
 
-use crate::buf::{BLOCK_SIZE, CachedSlice};
+use crate::buf::{BLOCK_SIZE, BufSlice};
 use crate::dataset::Dataset;
 use crate::error::{ErrorKind, Result};
 use crate::fail;
@@ -177,7 +177,7 @@ impl Volume {
     ///
     /// # Errors
     /// As for `read`.
-    pub fn lend(&self, offset: u64, len: usize) -> Result<Option<Vec<CachedSlice>>> {
+    pub fn lend(&self, offset: u64, len: usize) -> Result<Option<Vec<BufSlice>>> {
         let _held = self.locks.shared(offset..offset.saturating_add(len as u64));
         self.inside(offset, len as u64)?;
         self.dataset.lend(self.object(), offset, len)

@@ -60,29 +60,35 @@ pub struct Extent {
 }
 
 /// Bytes that lie in a cache of the storage and are sent from there. They stay as they are as long as the part is held.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Part {
-    bytes: Arc<[u8]>,
+    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
 }
 
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Part({} of {} bytes)", self.range.len(), self.held_bytes())
+    }
+}
+
 impl Part {
-    /// A part of `bytes`; what of the range is beyond them is cut off.
+    /// A part of `bytes`, which are always the same; what of the range is beyond them is cut off.
     #[must_use]
-    pub fn new(bytes: Arc<[u8]>, range: Range<usize>) -> Part {
-        let end = range.end.min(bytes.len());
+    pub fn new(bytes: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Part {
+        let end = range.end.min((*bytes).as_ref().len());
         Part { range: range.start.min(end)..end, bytes }
     }
 
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.get(self.range.clone()).unwrap_or_default()
+        (*self.bytes).as_ref().get(self.range.clone()).unwrap_or_default()
     }
 
     /// How much memory it keeps alive, bytes.
     pub(crate) fn held_bytes(&self) -> usize {
-        self.bytes.len()
+        (*self.bytes).as_ref().len()
     }
 
     /// At most `len` bytes of it, from byte `from` on.

@@ -260,7 +260,7 @@ mod tests {
                 let (mut left, mut step) = (length + 2 - own, part);
                 while left > 0 {
                     let bytes = step.min(left);
-                    data.lent.push(Part::new(vec![fill; bytes * spread].into(), bytes * (spread - 1)..bytes * spread));
+                    data.lent.push(Part::new(Arc::new(vec![fill; bytes * spread]), bytes * (spread - 1)..bytes * spread));
                     (left, step) = (left - bytes, step * 2 + 1);
                 }
                 queue.push(&head, Data::From(&data, 1, length + 1));

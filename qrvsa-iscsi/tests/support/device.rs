@@ -79,8 +79,8 @@ impl Device {
                 let to = rest.len().min(from + step);
                 // in memory of its own, or of far more
                 lent.push(match step % 2 {
-                    0 => Part::new(rest[from..to].into(), 0..to - from),
-                    _ => Part::new(rest.as_slice().into(), from..to),
+                    0 => Part::new(Arc::new(rest[from..to].to_vec()), 0..to - from),
+                    _ => Part::new(Arc::new(rest.clone()), from..to),
                 });
                 (from, step) = (to, step * 5 / 2 + 1);
             }

@@ -287,7 +287,7 @@ impl Backing for Lender {
         self.memory.read(offset, all.get_mut(3..bytes + 3)?).ok()?;
         self.lent.fetch_add(bytes as u64, Ordering::SeqCst);
         let end = if self.short.load(Ordering::SeqCst) { bytes + 2 } else { bytes + 3 };
-        let all: Arc<[u8]> = all.into();
+        let all = Arc::new(all);
         Some([3..100, 100..101, 101..end].map(|range| Part::new(all.clone(), range)).to_vec())
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> crate::backing::Result<()> {

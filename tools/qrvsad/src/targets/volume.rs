@@ -61,7 +61,11 @@ impl Backing for VolumeBacking {
     fn lend(&self, offset: u64, bytes: usize) -> Option<Vec<Part>> {
         // an error comes up again when it is read
         let parts = self.volume.lend(offset, bytes).ok()??;
-        Some(parts.into_iter().map(|part| Part::new(part.bytes, part.range)).collect())
+        let part = |slice: qrvsa_core::buf::BufSlice| {
+            let (bytes, range) = slice.into_parts();
+            Part::new(bytes, range)
+        };
+        Some(parts.into_iter().map(part).collect())
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
