@@ -21,7 +21,7 @@ use crate::pool::format::layout;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
 use crate::record::erasure::Codec;
-use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+use crate::record::store::{LAST_READ_DEADLINE, READ_DEADLINE, WRITE_DEADLINE};
 
 /// Rows rebuilt under one lock: 4 MiB of each column.
 const PIECE_ROWS: u32 = 1024;
@@ -408,7 +408,9 @@ impl Pool {
                     group.id
                 );
             }
-            for (outcome, (i, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
+            // a single row that is not read is lost
+            let deadline = if count == 1 { LAST_READ_DEADLINE } else { READ_DEADLINE };
+            for (outcome, (i, member)) in batch.wait(deadline).into_iter().zip(owners) {
                 match outcome {
                     Outcome::Done(mut bufs) => have[i] = bufs.pop(),
                     Outcome::Failed(error) => {

@@ -21,6 +21,7 @@ use crate::tree::Key;
 mod cache;
 mod hostile;
 mod share;
+mod slow;
 mod volumes;
 
 struct World {

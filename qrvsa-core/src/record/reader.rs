@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::checksum::checksum;
 use super::pointer::{Pointer, UNIT_BLOCKS};
-use super::recover::Wanted;
+use super::recover::{Trouble, Wanted};
 use super::store::{READ_DEADLINE, RecordStore, UnitKey, WHOLE};
 use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::device::{Device, IoBatch, Outcome, Request};
@@ -152,7 +152,7 @@ impl RecordStore {
             self.locate(&columns[column as usize], row, false).map(|l| (column, l))
         };
         let Some((column, (member, device, offset))) = found else {
-            wanted.extend(units.map(|unit| Wanted { request, column, unit, bad: Vec::new() }));
+            wanted.extend(units.map(|unit| Wanted { request, column, unit, trouble: Trouble::Absent }));
             return;
         };
         let end = (units.end * UNIT_BLOCKS).min(pointer.rows());
@@ -214,14 +214,14 @@ impl RecordStore {
                             object = %self.object_name(),
                             "read failed: {error}"
                         );
-                        want_all(piece, wanted);
+                        want_all(piece, Trouble::Bad, wanted);
                     }
                 }
                 Outcome::TimedOut => {
                     for piece in &pieces[run] {
                         piece.member.count(&piece.member.read_errors);
                         tracing::warn!(device = %piece.member.path(), offset = piece.offset, "read not answered in time");
-                        want_all(piece, wanted);
+                        want_all(piece, Trouble::Late, wanted);
                     }
                 }
             }
@@ -254,15 +254,15 @@ impl RecordStore {
                     object = %self.object_name(),
                     "checksum mismatch"
                 );
-                wanted.push(Wanted { request: piece.request, column: piece.column, unit, bad: vec![piece.column] });
+                wanted.push(Wanted { request: piece.request, column: piece.column, unit, trouble: Trouble::Bad });
             }
         }
     }
 }
 
-fn want_all(piece: &Piece, wanted: &mut Vec<Wanted>) {
+fn want_all(piece: &Piece, trouble: Trouble, wanted: &mut Vec<Wanted>) {
     for unit in piece.unit..piece.unit + piece.units {
-        wanted.push(Wanted { request: piece.request, column: piece.column, unit, bad: vec![piece.column] });
+        wanted.push(Wanted { request: piece.request, column: piece.column, unit, trouble });
     }
 }
 

@@ -1,5 +1,6 @@
 //! Recovery: units that a device did not return, or returned wrong, are decoded from the other columns, checked, handed
-//! out, and written back where the device is in service.
+//! out, and written back where the device is in service. Where the other columns are not enough, devices that have only
+//! not answered in time are asked again.
 
 use std::sync::Arc;
 
@@ -7,13 +8,27 @@ use super::checksum::checksum;
 use super::erasure::Codec;
 use super::pointer::{Pointer, UNIT_BLOCKS};
 use super::reader::{ReadRequest, copy_out, unit_key};
-use super::store::{READ_DEADLINE, RecordStore, WRITE_DEADLINE};
+use super::store::{LAST_READ_DEADLINE, READ_DEADLINE, RecordStore, WRITE_DEADLINE};
 use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::device::{IoBatch, Outcome, Request};
 use crate::error::Result;
 use crate::fail;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
+
+/// Why a unit was not returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trouble {
+    /// There is no device to ask.
+    Absent,
+    /// It was wrong, or the device reported an error; it is to be rewritten.
+    Bad,
+    /// The device has not answered in time. It is rewritten, too, unless it answers later.
+    Late,
+}
+
+/// Columns of a unit, and what is the matter with each.
+type Columns = Vec<(u32, Trouble)>;
 
 /// A unit of a data column that must be had another way.
 pub(crate) struct Wanted {
@@ -23,15 +38,48 @@ pub(crate) struct Wanted {
     pub column: u32,
     /// The unit of the column.
     pub unit: u32,
-    /// Columns known to be wrong here; they are rewritten.
-    pub bad: Vec<u32>,
+    /// What is the matter with it.
+    pub trouble: Trouble,
 }
 
 /// What is known of one unit over all columns of a record.
 struct UnitState {
     good: Vec<Option<AlignedBuf>>,
+    /// Columns to be rewritten.
     bad: Vec<u32>,
+    /// Of those, the ones that may be right and have not answered.
+    late: Vec<u32>,
     tried: Vec<bool>,
+}
+
+impl UnitState {
+    /// Of a record with so many columns, of which nothing is known.
+    fn new(columns: usize) -> UnitState {
+        let good = std::iter::repeat_with(|| None).take(columns).collect();
+        UnitState { good, bad: Vec::new(), late: Vec::new(), tried: vec![false; columns] }
+    }
+
+    /// A column has been asked for.
+    fn has(&mut self, column: u32, trouble: Trouble) {
+        if trouble != Trouble::Absent {
+            self.tried[column as usize] = true;
+            self.bad.push(column);
+        }
+        if trouble == Trouble::Late {
+            self.late.push(column);
+        }
+    }
+
+    /// A column is there after all.
+    fn came(&mut self, column: u32, bytes: AlignedBuf) {
+        self.bad.retain(|c| *c != column);
+        self.good[column as usize] = Some(bytes);
+    }
+
+    /// How many columns are there.
+    fn have(&self) -> usize {
+        self.good.iter().filter(|g| g.is_some()).count()
+    }
 }
 
 /// What verifying a whole record found.
@@ -55,32 +103,27 @@ impl RecordStore {
     /// Decodes the wanted units.
     pub(crate) fn recover(&self, wanted: Vec<Wanted>, requests: &mut [ReadRequest<'_>]) -> Result<()> {
         // several wanted columns of the same unit are decoded together
-        let mut units: Vec<(usize, u32, Vec<u32>, Vec<u32>)> = Vec::new();
+        let mut units: Vec<(usize, u32, Columns)> = Vec::new();
         for w in wanted {
             match units.iter_mut().find(|u| u.0 == w.request && u.1 == w.unit) {
-                Some(unit) => {
-                    unit.2.push(w.column);
-                    unit.3.extend(w.bad);
-                }
-                None => units.push((w.request, w.unit, vec![w.column], w.bad)),
+                Some(unit) => unit.2.push((w.column, w.trouble)),
+                None => units.push((w.request, w.unit, vec![(w.column, w.trouble)])),
             }
         }
         let mut failed = false;
         for chunk in units.chunks(64) {
             let mut states: Vec<(Arc<Group>, UnitState)> = Vec::new();
-            for (request, _, _, bad) in chunk {
+            for (request, _, columns) in chunk {
                 let group = self.space.group(requests[*request].pointer.group)?;
-                let n = group.column_count() as usize;
-                let mut tried = vec![false; n];
-                bad.iter().for_each(|c| tried[*c as usize] = true);
-                let good = std::iter::repeat_with(|| None).take(n).collect();
-                states.push((group, UnitState { good, bad: bad.clone(), tried }));
+                let mut state = UnitState::new(group.column_count() as usize);
+                columns.iter().for_each(|(column, trouble)| state.has(*column, *trouble));
+                states.push((group, state));
             }
-            let items: Vec<(&Pointer, u32)> = chunk.iter().map(|(r, u, _, _)| (requests[*r].pointer, *u)).collect();
+            let items: Vec<(&Pointer, u32)> = chunk.iter().map(|(r, u, _)| (requests[*r].pointer, *u)).collect();
             self.gather(&items, &mut states);
-            for ((request, unit, columns, _), (group, state)) in chunk.iter().zip(&mut states) {
+            for ((request, unit, columns), (group, state)) in chunk.iter().zip(&mut states) {
                 let pointer = requests[*request].pointer;
-                let mut want = columns.clone();
+                let mut want: Vec<u32> = columns.iter().map(|(column, _)| *column).collect();
                 want.extend(&state.bad);
                 if let Err(e) = self.restore(pointer, *unit, group, state, &want) {
                     self.report_damage(pointer);
@@ -88,7 +131,7 @@ impl RecordStore {
                     failed = true;
                     continue;
                 }
-                for column in columns {
+                for (column, _) in columns {
                     let bytes = state.good[*column as usize].as_ref().expect("restored");
                     copy_out(&mut requests[*request], *column, *unit, bytes);
                 }
@@ -103,14 +146,65 @@ impl RecordStore {
 
     /// Reads columns of units until each has as many good ones as it needs, or nothing is left to try.
     fn gather(&self, items: &[(&Pointer, u32)], states: &mut [(Arc<Group>, UnitState)]) {
+        self.gather_once(items, states);
+        self.ask_again(items, states);
+    }
+
+    /// Gives columns that have not answered in time another chance, where they are needed.
+    fn ask_again(&self, items: &[(&Pointer, u32)], states: &mut [(Arc<Group>, UnitState)]) {
+        let mut batch = IoBatch::new();
+        let mut owners: Vec<(usize, u32, Arc<Member>)> = Vec::new();
+        for (i, ((pointer, unit), (group, state))) in items.iter().zip(states.iter_mut()).enumerate() {
+            if state.have() >= usize::from(pointer.width) {
+                continue;
+            }
+            let columns = group.columns.read();
+            let row = pointer.row + unit * UNIT_BLOCKS;
+            let len = Self::unit_blocks(pointer, *unit) as usize * BLOCK_SIZE;
+            for column in state.late.drain(..) {
+                if let Some((member, device, offset)) = self.locate(&columns[column as usize], row, false) {
+                    batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                    owners.push((i, column, member));
+                }
+            }
+        }
+        if owners.is_empty() {
+            return;
+        }
+        tracing::warn!("too few devices have answered in time; those that have not are asked again");
+        for (outcome, (i, column, member)) in batch.wait(LAST_READ_DEADLINE).into_iter().zip(owners) {
+            let (pointer, unit) = items[i];
+            match outcome {
+                Outcome::Done(mut bufs) => {
+                    let buf = bufs.pop().expect("one buffer was given");
+                    if checksum(&buf) == pointer.checksum(column, unit) {
+                        states[i].1.came(column, buf);
+                        continue;
+                    }
+                    member.count(&member.checksum_errors);
+                    tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, object = %self.object_name(), "checksum mismatch");
+                }
+                Outcome::Failed(error) => {
+                    member.count(&member.read_errors);
+                    tracing::warn!(device = %member.path(), "read failed: {error}");
+                }
+                Outcome::TimedOut => {
+                    member.count(&member.read_errors);
+                    tracing::warn!(device = %member.path(), "read not answered in time, again");
+                }
+            }
+        }
+    }
+
+    /// Reads columns of units, each of them once, until each unit has as many good ones as it needs.
+    fn gather_once(&self, items: &[(&Pointer, u32)], states: &mut [(Arc<Group>, UnitState)]) {
         for trust_stale in [false, true] {
             loop {
                 let mut batch = IoBatch::new();
                 let mut owners: Vec<(usize, u32, Arc<Member>)> = Vec::new();
                 for (i, ((pointer, unit), (group, state))) in items.iter().zip(states.iter_mut()).enumerate() {
                     let need = usize::from(pointer.width);
-                    let have = state.good.iter().filter(|g| g.is_some()).count();
-                    let mut missing = need.saturating_sub(have);
+                    let mut missing = need.saturating_sub(state.have());
                     let columns = group.columns.read();
                     for column in 0..pointer.columns() {
                         if missing == 0 {
@@ -137,7 +231,7 @@ impl RecordStore {
                 for (outcome, (i, column, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
                     let (pointer, unit) = items[i];
                     let state = &mut states[i].1;
-                    match outcome {
+                    let trouble = match outcome {
                         Outcome::Done(mut bufs) => {
                             let buf = bufs.pop().expect("one buffer was given");
                             if checksum(&buf) == pointer.checksum(column, unit) {
@@ -149,15 +243,20 @@ impl RecordStore {
                                 member.count(&member.checksum_errors);
                                 tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, object = %self.object_name(), "checksum mismatch");
                             }
+                            Trouble::Bad
                         }
                         Outcome::Failed(error) => {
                             member.count(&member.read_errors);
                             tracing::warn!(device = %member.path(), "read failed: {error}");
+                            Trouble::Bad
                         }
-                        Outcome::TimedOut => member.count(&member.read_errors),
-                    }
+                        Outcome::TimedOut => {
+                            member.count(&member.read_errors);
+                            Trouble::Late
+                        }
+                    };
                     if !trust_stale {
-                        state.bad.push(column);
+                        state.has(column, trouble);
                     }
                 }
             }
@@ -168,7 +267,7 @@ impl RecordStore {
     fn restore(&self, pointer: &Pointer, unit: u32, group: &Group, state: &mut UnitState, want: &[u32]) -> Result<()> {
         let len = Self::unit_blocks(pointer, unit) as usize * BLOCK_SIZE;
         let width = usize::from(pointer.width);
-        let have = state.good.iter().filter(|g| g.is_some()).count();
+        let have = state.have();
         if have < width {
             fail!(
                 Corrupt,
@@ -250,37 +349,42 @@ impl RecordStore {
         let mut verdict = Verdict::default();
         let columns = group.columns.read().clone();
         let len = pointer.rows() as usize * BLOCK_SIZE;
-        let mut batch = IoBatch::new();
-        let mut owners = Vec::new();
-        for (c, column) in columns.iter().enumerate() {
-            if let Some((member, device, offset)) = self.locate(column, pointer.row, false) {
-                batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
-                owners.push((c, member));
-            }
-        }
         let units = pointer.units_per_column();
         let mut wrong: Vec<Vec<u32>> = vec![Vec::new(); units as usize];
-        for (outcome, (c, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
-            let c = c as u32;
-            match outcome {
-                Outcome::Done(bufs) => {
-                    verdict.bytes += len as u64;
-                    for (unit, bytes) in bufs[0].chunks(UNIT_BLOCKS as usize * BLOCK_SIZE).enumerate() {
-                        if checksum(bytes) != pointer.checksum(c, unit as u32) {
-                            member.count(&member.checksum_errors);
-                            tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = %self.object_name(), "scrub: checksum mismatch");
-                            wrong[unit].push(c);
+        let mut ask: Vec<u32> = (0..pointer.columns()).collect();
+        for deadline in [READ_DEADLINE, LAST_READ_DEADLINE] {
+            let mut batch = IoBatch::new();
+            let mut owners = Vec::new();
+            for c in std::mem::take(&mut ask) {
+                if let Some((member, device, offset)) = self.locate(&columns[c as usize], pointer.row, false) {
+                    batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                    owners.push((c, member));
+                }
+            }
+            for (outcome, (c, member)) in batch.wait(deadline).into_iter().zip(owners) {
+                match outcome {
+                    Outcome::Done(bufs) => {
+                        verdict.bytes += len as u64;
+                        for (unit, bytes) in bufs[0].chunks(UNIT_BLOCKS as usize * BLOCK_SIZE).enumerate() {
+                            if checksum(bytes) != pointer.checksum(c, unit as u32) {
+                                member.count(&member.checksum_errors);
+                                tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = %self.object_name(), "scrub: checksum mismatch");
+                                wrong[unit].push(c);
+                            }
                         }
                     }
-                }
-                Outcome::Failed(error) => {
-                    member.count(&member.read_errors);
-                    tracing::warn!(device = %member.path(), "scrub: read failed: {error}");
-                    wrong.iter_mut().for_each(|w| w.push(c));
-                }
-                Outcome::TimedOut => {
-                    member.count(&member.read_errors);
-                    wrong.iter_mut().for_each(|w| w.push(c));
+                    Outcome::Failed(error) => {
+                        member.count(&member.read_errors);
+                        tracing::warn!(device = %member.path(), "scrub: read failed: {error}");
+                        wrong.iter_mut().for_each(|w| w.push(c));
+                    }
+                    // a disk that wakes up is not wrong
+                    Outcome::TimedOut if deadline < LAST_READ_DEADLINE => ask.push(c),
+                    Outcome::TimedOut => {
+                        member.count(&member.read_errors);
+                        tracing::warn!(device = %member.path(), "scrub: read not answered in time");
+                        wrong.iter_mut().for_each(|w| w.push(c));
+                    }
                 }
             }
         }
@@ -290,10 +394,9 @@ impl RecordStore {
                 continue;
             }
             verdict.errors += bad.len() as u64;
-            let mut tried = vec![false; n];
-            bad.iter().for_each(|c| tried[*c as usize] = true);
-            let good = std::iter::repeat_with(|| None).take(n).collect();
-            let mut states = [(group.clone(), UnitState { good, bad, tried })];
+            let mut state = UnitState::new(n);
+            bad.iter().for_each(|c| state.has(*c, Trouble::Bad));
+            let mut states = [(group.clone(), state)];
             self.gather(&[(pointer, unit)], &mut states);
             let state = &mut states[0].1;
             let want = state.bad.clone();
