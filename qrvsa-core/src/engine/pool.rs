@@ -25,8 +25,9 @@ use crate::txg::log::IntentLog;
 use crate::volume::Volume;
 
 /// However much memory there is, a commit begins at so many dirty bytes: a file's first fsync waits for what is dirty of
-/// it, and disks get more done when they begin early than when they are idle and then flooded.
-const DIRTY_START_BYTES_MAX: u64 = 128 << 20;
+/// it. It is not less because of what is changed at random: the more of it lies together, the more of it falls into the
+/// same records, each of which is written once, however many of its blocks have changed.
+const DIRTY_START_BYTES_MAX: u64 = 512 << 20;
 
 /// Of data that costs the same whenever it is written (whole records, as a stream makes them), so many dirty bytes begin a
 /// commit: the devices then work beside the stream from its start, and less is left to do when it ends.
