@@ -173,8 +173,11 @@ fn large_slots_that_get_whole_are_counted_once() {
     w.sync();
     w.write(o, 0, &pattern(3, 384 << 10));
     assert_eq!(count(&w), 640, "written anew, they are dirty anew");
-    w.write(object(2001, 32 << 10), 0, &pattern(3, 384 << 10));
-    assert_eq!(count(&w), 640, "small slots do not count");
+    let small = object(2001, 32 << 10);
+    (0..12).for_each(|slot| w.write(small, slot << 15, &pattern(3, 32 << 10)));
+    assert_eq!(count(&w), 640, "small slots do not count by themselves");
+    w.write(small, 384 << 10, &pattern(3, 100 << 10));
+    assert_eq!(count(&w), 736, "three of a long write do");
 }
 
 #[test]

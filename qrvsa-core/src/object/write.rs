@@ -20,9 +20,10 @@ use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::error::Result;
 use crate::item::{Intent, ObjectRef};
 
-/// Slots from this size on are worth writing out as soon as they are whole, bytes. In smaller ones, what is written at random
-/// makes whole slots too, and waiting spares tree nodes.
-const LARGE_SLOT_BYTES: u64 = 64 << 10;
+/// Slots from this size on are worth writing out as soon as they are whole, bytes, and smaller ones that a write of this
+/// size makes whole. What else is written to small slots may be written at random, and make whole slots too: waiting
+/// spares tree nodes.
+const LARGE_BYTES: u64 = 64 << 10;
 
 /// What was found out without the object's mutex.
 #[derive(Default)]
@@ -204,7 +205,8 @@ impl Objects {
             self.io.release(less - more);
         }
         self.account(memory_before, memory_after);
-        if whole > 0 && shape.slot_blocks * BLOCK >= LARGE_SLOT_BYTES {
+        let written: usize = pieces.iter().map(|piece| piece.data.len()).sum();
+        if whole > 0 && (shape.slot_blocks * BLOCK >= LARGE_BYTES || written as u64 >= LARGE_BYTES) {
             self.io.whole_dirty(whole);
         }
         Ok(())
