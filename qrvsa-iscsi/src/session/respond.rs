@@ -13,7 +13,7 @@ use crate::service::counters::Counters;
 /// Beyond this, answers leave before all commands at hand are carried out, so that the initiator is not idle meanwhile.
 const EARLY_BYTES: usize = 256 << 10;
 /// And after this time for the same reason: else initiator and target would work in turn, never at once.
-const EARLY_TIME: Duration = Duration::from_micros(40);
+const EARLY_TIME: Duration = Duration::from_micros(100);
 
 const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
