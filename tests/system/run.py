@@ -262,8 +262,15 @@ def main():
             binary("qrvsad"), binary("qrvsa")
         except proc.Failure as e:
             sys.exit(str(e))
-    for s in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(s, lambda n, f: sys.exit(128 + n))
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def end(number, _):
+        for s in ends:  # a second one is not to break off the cleaning
+            signal.signal(s, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for s in ends:
+        signal.signal(s, end)
     runner = Runner(args)
     passed, failed = 0, {}
     try:
