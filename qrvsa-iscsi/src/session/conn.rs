@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::cost::Costs;
+use super::cost::{Costs, Switches};
 use super::mailbox::{Event, Mailbox};
 use super::manage::{Management, Pending};
 use super::order::TaskOrder;
@@ -110,6 +110,8 @@ pub(crate) struct Conn {
     pub(crate) held: Vec<Ready>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) costs: Costs,
+    /// Of the thread, as of the begin of this turn or later.
+    pub(crate) switches: Switches,
     pub(crate) counters: Option<([u8; 8], Arc<Counters>)>,
     pub(crate) free: Vec<Vec<u8>>,
     pub(crate) text: TextState,
@@ -219,6 +221,7 @@ impl Conn {
             held: Vec::new(),
             pending: Vec::new(),
             costs: Costs::default(),
+            switches: Switches::default(),
             counters: None,
             free: Vec::new(),
             text: TextState::default(),

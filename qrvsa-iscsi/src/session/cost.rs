@@ -1,4 +1,9 @@
 //! What commands cost, learned from those before them: decides whether one is carried out on the connection's own thread.
+//!
+//! A command that took long because its thread had lost the processor to others, and not because it waited for something,
+//! says nothing of its kind.
+
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// Commands cheaper than this are carried out at once, one after the other, in nanoseconds.
 const CHEAP_NS: u32 = 60_000;
@@ -6,26 +11,19 @@ const CHEAP_NS: u32 = 60_000;
 const ALONE_NS: u32 = 400_000;
 /// What a command is taken to cost after one of its kind was left to itself.
 const SLOW_NS: u32 = 8_000_000;
+/// A command that took less is not asked whether it had lost the processor.
+const DOUBTFUL_NS: u64 = 150_000;
 /// Data longer than this makes another kind.
 const LONG_BYTES: u32 = 64 << 10;
 
 const KEYS: usize = 1024;
 
-/// One kind of command, in nanoseconds.
-#[derive(Clone, Copy, Default)]
-struct Cost {
-    /// Moving average.
-    mean: u32,
-    /// What the last one took.
-    last: u32,
-}
-
-/// What each kind of command costs.
-pub(crate) struct Costs(Box<[Cost; KEYS]>);
+/// Moving averages by kind of command.
+pub(crate) struct Costs(Box<[u32; KEYS]>);
 
 impl Default for Costs {
     fn default() -> Costs {
-        Costs(Box::new([Cost::default(); KEYS]))
+        Costs(Box::new([0; KEYS]))
     }
 }
 
@@ -36,25 +34,50 @@ pub(crate) fn key(cdb: &[u8], bytes: u32) -> u16 {
     u16::from(opcode) | u16::from(fua) << 8 | u16::from(bytes > LONG_BYTES) << 9
 }
 
-impl Costs {
-    fn of(&self, key: u16) -> u32 {
-        self.0.get(usize::from(key)).map_or(SLOW_NS, |cost| cost.mean)
+/// How often a thread had to give the processor up so far (getrusage(2), RUSAGE_THREAD).
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Switches {
+    /// It waited for something.
+    waited: i64,
+    /// Others had their turn.
+    lost: i64,
+}
+
+impl Switches {
+    /// Of this thread.
+    pub(crate) fn now() -> Switches {
+        getrusage(UsageWho::RUSAGE_THREAD).map_or_else(
+            |_| Switches::default(),
+            |usage| Switches { waited: usage.voluntary_context_switches(), lost: usage.involuntary_context_switches() },
+        )
     }
 
-    /// One of the kind took so long. What counts is the shorter of it and the one before: a single long one had lost the
-    /// processor to others, most likely, and says nothing of its kind.
+    /// What a command that took so long on this thread teaches; `None`: nothing, as the thread never waited, but lost the
+    /// processor. `self` is from before it, and becomes what is now when it was looked at.
+    pub(crate) fn lesson(&mut self, took_ns: u64) -> Option<u64> {
+        if took_ns < DOUBTFUL_NS {
+            return Some(took_ns);
+        }
+        let before = std::mem::replace(self, Switches::now());
+        (self.waited != before.waited || self.lost == before.lost).then_some(took_ns)
+    }
+}
+
+impl Costs {
+    fn of(&self, key: u16) -> u32 {
+        self.0.get(usize::from(key)).copied().unwrap_or(SLOW_NS)
+    }
+
     pub(crate) fn learn(&mut self, key: u16, took_ns: u64) {
         if let Some(cost) = self.0.get_mut(usize::from(key)) {
             let took = u32::try_from(took_ns).unwrap_or(u32::MAX).min(SLOW_NS * 8);
-            let counts = took.min(std::mem::replace(&mut cost.last, took));
-            cost.mean = cost.mean - cost.mean / 8 + counts / 8;
+            *cost = *cost - *cost / 8 + took / 8;
         }
     }
 
-    /// One of the kind waits, and was left to itself.
     pub(crate) fn was_slow(&mut self, key: u16) {
         if let Some(cost) = self.0.get_mut(usize::from(key)) {
-            *cost = Cost { mean: cost.mean.max(SLOW_NS), last: cost.last.max(SLOW_NS) };
+            *cost = (*cost).max(SLOW_NS);
         }
     }
 
@@ -67,6 +90,18 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_teaches() {
+        let mut switches = Switches::now();
+        assert_eq!(switches.lesson(1_000), Some(1_000));
+        for _ in 0..3 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            assert_eq!(switches.lesson(1_000_000), Some(1_000_000));
+        }
+        let mut before = Switches { lost: switches.lost - 1, ..Switches::now() };
+        assert_eq!((before.lesson(1_000_000), before.waited), (None, switches.waited));
+    }
 
     #[test]
     fn learns_both_ways() {
@@ -84,12 +119,6 @@ mod tests {
             steps += 1;
         }
         assert!((20..80).contains(&steps), "{steps}");
-        // a single one that lost the processor teaches nothing, two in a row do
-        for took in [2_000, 200_000_000, 2_000, 200_000_000, 2_000] {
-            costs.learn(write, took);
-            assert!(costs.suits_here(write, false));
-        }
-        costs.learn(write, 200_000_000);
         costs.learn(write, 200_000_000);
         assert!(!costs.suits_here(write, true));
     }

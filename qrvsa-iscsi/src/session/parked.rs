@@ -78,10 +78,21 @@ impl Parking {
 
     /// Takes a connection that has stood too long.
     fn steal(&self) -> Option<Box<Conn>> {
+        let (serial, thread) = {
+            let place = self.0.lock();
+            let stands = place.as_ref()?;
+            let stood = stands.since.elapsed();
+            if stood < PATIENCE {
+                return None;
+            }
+            (stands.head.serial, stands.thread.filter(|_| stood < PATIENCE_BUSY))
+        };
+        // not under the lock, which the end of the command takes
+        if is_busy(thread) {
+            return None;
+        }
         let mut place = self.0.lock();
-        let stands = place.as_ref()?;
-        let stood = stands.since.elapsed();
-        if stood < PATIENCE || (stood < PATIENCE_BUSY && is_busy(stands.thread)) {
+        if place.as_ref()?.head.serial != serial {
             return None;
         }
         let Place { mut conn, head, control, .. } = place.take()?;

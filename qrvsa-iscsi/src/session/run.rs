@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::conn::{Conn, Item};
+use super::cost::Switches;
 use super::mailbox::Event;
 use super::respond::check_condition;
 use super::shared::Session;
@@ -40,6 +41,9 @@ fn deliver(session: &Session, done: Done) {
 impl Conn {
     /// Carries out what is ready. `None`: another thread has taken the connection over meanwhile.
     pub(crate) fn carry_out(mut conn: Box<Conn>) -> Option<Box<Conn>> {
+        if !conn.ready.is_empty() {
+            conn.switches = Switches::now();
+        }
         while let Some(item) = conn.next_item() {
             match item {
                 Item::Manage(management) => conn.manage(&management),
@@ -113,25 +117,27 @@ impl Conn {
             return Some(conn);
         }
         let service = Arc::clone(&conn.service);
+        let mut switches = conn.switches;
         let begun = Instant::now();
         service.watchdog.begin();
         session.parking.park(conn, begun, head, Arc::clone(&control));
         let response = execute(session, &command, &data);
         service.watchdog.end();
         drop(memory);
-        let took_ns = elapsed_ns(begun);
+        let lesson_ns = switches.lesson(elapsed_ns(begun));
         match session.parking.unpark(head.serial) {
             Some(mut conn) => {
                 conn.now = conn.service.clock.now();
+                conn.switches = switches;
                 control.set_finished();
                 if control.ended() {
                     session.target.tasks_finished();
                 }
-                conn.ended(Done { head, control, response, data, took_ns });
+                conn.ended(Done { head, control, response, data, lesson_ns });
                 Some(conn)
             }
             None => {
-                deliver(session, Done { head, control, response, data, took_ns });
+                deliver(session, Done { head, control, response, data, lesson_ns });
                 None
             }
         }
@@ -145,10 +151,12 @@ impl Conn {
         let session = Arc::clone(session);
         self.service.workers.submit(Box::new(move || {
             control.set_running();
+            let mut switches = Switches::now();
             let begun = Instant::now();
             let response = if control.ended() { None } else { execute(&session, &command, &data) };
             drop(memory);
-            deliver(&session, Done { head, control, response, data, took_ns: elapsed_ns(begun) });
+            let lesson_ns = switches.lesson(elapsed_ns(begun));
+            deliver(&session, Done { head, control, response, data, lesson_ns });
         }));
     }
 
@@ -160,14 +168,16 @@ impl Conn {
     }
 
     fn ended(&mut self, done: Done) {
-        let Done { head, control, response, data, took_ns } = done;
+        let Done { head, control, response, data, lesson_ns } = done;
         self.recycle(data);
         if let Some(session) = &self.session {
             session.tasks.lock().remove(&head.serial);
         }
         match response {
             Some(response) => {
-                self.costs.learn(head.cost_key, took_ns);
+                if let Some(took_ns) = lesson_ns {
+                    self.costs.learn(head.cost_key, took_ns);
+                }
                 if control.ended() { self.abandon(&head) } else { self.respond(&head, response) }
             }
             None => self.abandon(&head),

@@ -115,7 +115,8 @@ pub(crate) struct Done {
     pub(crate) response: Option<Response>,
     /// The data-out buffer, for another command.
     pub(crate) data: Vec<u8>,
-    pub(crate) took_ns: u64,
+    /// What it says of the time its kind takes, nanoseconds; `None`: nothing.
+    pub(crate) lesson_ns: Option<u64>,
 }
 
 /// A range of data-out that was asked for.
