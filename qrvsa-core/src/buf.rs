@@ -168,6 +168,11 @@ impl BufSlice {
         BufSlice::whole(Arc::new(AlignedBuf::from_slice(self)))
     }
 
+    /// How much memory it keeps alive, bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.buf.len()
+    }
+
     /// The buffer, and where in it the part lies.
     pub fn into_parts(self) -> (Arc<AlignedBuf>, Range<usize>) {
         (self.buf, self.range)

@@ -365,6 +365,7 @@ impl Pool {
         let mut have: Vec<Option<AlignedBuf>> = std::iter::repeat_with(|| None).take(columns.len()).collect();
         let mut tried: BTreeSet<usize> = BTreeSet::new();
         let mut read_errors = false;
+        let (mut late, mut deadline) = (Vec::new(), READ_DEADLINE);
         loop {
             let copied = stale.iter().all(|i| have[*i].is_some());
             let good = have.iter().filter(|h| h.is_some()).count();
@@ -385,6 +386,18 @@ impl Pool {
                 owners.push((i, member));
                 if good + owners.len() >= width {
                     break;
+                }
+            }
+            if owners.is_empty() && count == 1 {
+                // before a row is given up, devices that have not answered get another chance
+                deadline = LAST_READ_DEADLINE;
+                for i in std::mem::take(&mut late) {
+                    if let Some((member, device, offset)) = self.records.locate(&columns[i], row, false)
+                        && !member.is_silent()
+                    {
+                        batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
+                        owners.push((i, member));
+                    }
                 }
             }
             if owners.is_empty() && read_errors {
@@ -408,9 +421,12 @@ impl Pool {
                     group.id
                 );
             }
-            // a single row that is not read is lost
-            let deadline = if count == 1 { LAST_READ_DEADLINE } else { READ_DEADLINE };
             for (outcome, (i, member)) in batch.wait(deadline).into_iter().zip(owners) {
+                match outcome {
+                    Outcome::TimedOut if deadline == LAST_READ_DEADLINE => member.did_not_answer(),
+                    Outcome::TimedOut => late.push(i),
+                    _ => member.answered(),
+                }
                 match outcome {
                     Outcome::Done(mut bufs) => have[i] = bufs.pop(),
                     Outcome::Failed(error) => {

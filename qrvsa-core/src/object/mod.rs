@@ -89,7 +89,7 @@ pub trait RecordIo: Send + Sync {
     /// Reads parts of several records, merged per device. Fills every `out` or fails.
     ///
     /// # Errors
-    /// `Io`, `Corrupt`.
+    /// `Corrupt`: some of it is damaged for good. `Io`: it could not be read now.
     fn read(&self, requests: &mut [ReadRequest<'_>]) -> Result<()>;
 
     /// Appends bytes `range` of a record to `parts` if all of them are in memory, as they lie there; else answers `false`,

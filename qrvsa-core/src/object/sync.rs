@@ -392,7 +392,8 @@ impl Objects {
         stats.blocks_read += requests.iter().map(|r| (r.out.len() / BLOCK_SIZE) as u64).sum::<u64>();
         let error = match self.io.read_once(&mut requests) {
             Ok(()) => return Ok(()),
-            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => error,
+            Err(error) if error.kind() == ErrorKind::Corrupt => error,
+            // devices that have not answered may have them yet: better no commit than one without these blocks
             Err(error) => return Err(error),
         };
         drop(requests);
@@ -444,7 +445,7 @@ impl Objects {
     fn read_salvaging(&self, pointer: &Pointer, first_block: u16, out: &mut [u8]) -> Result<bool> {
         match self.io.read_once(&mut [ReadRequest { pointer, first_block, out }]) {
             Ok(()) => Ok(true),
-            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -4,7 +4,7 @@
 //! administrator brings it back and it has been rebuilt): what it holds since then is never trusted without a checksum.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -33,7 +33,9 @@ pub struct Member {
     /// How often it was given a device: who saw it leave and come back knows that it missed something.
     pub(crate) attachments: AtomicU64,
     /// Something of this entry changed since it was last stored.
-    pub(crate) changed: std::sync::atomic::AtomicBool,
+    pub(crate) changed: AtomicBool,
+    /// It was given much time for a read, and has answered none since.
+    silent: AtomicBool,
 }
 
 struct Words {
@@ -57,7 +59,8 @@ impl Member {
             checksum_errors: AtomicU64::new(entry.checksum_errors),
             repaired: AtomicU64::new(entry.repaired),
             attachments: AtomicU64::new(0),
-            changed: std::sync::atomic::AtomicBool::new(true),
+            changed: AtomicBool::new(true),
+            silent: AtomicBool::new(false),
         }
     }
 
@@ -135,6 +138,23 @@ impl Member {
         self.changed.store(true, Ordering::Release);
         tracing::error!(device = %words.path, index = self.index, "device taken out of service: {reason}");
         true
+    }
+
+    /// It answered a read.
+    pub(crate) fn answered(&self) {
+        if self.is_silent() {
+            self.silent.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// It has not answered a read for which it had much time.
+    pub(crate) fn did_not_answer(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether waiting for it much longer than for others was in vain the last time.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Counts an error and marks the entry for storing.

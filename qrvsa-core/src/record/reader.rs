@@ -82,7 +82,8 @@ impl RecordStore {
     /// cache if it is at most `kept_bytes_max` bytes together.
     ///
     /// # Errors
-    /// `Corrupt` or `Io` when a record is damaged beyond repair; nothing can be said of the destinations then.
+    /// `Corrupt` when a record is damaged beyond repair, `Io` when too few devices have answered in time; nothing can be
+    /// said of the destinations then.
     pub fn read(&self, requests: &mut [ReadRequest<'_>], kept_bytes_max: usize) -> Result<()> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut wanted: Vec<Wanted> = Vec::new();
@@ -198,6 +199,11 @@ impl RecordStore {
             runs.push(start..at);
         }
         for (outcome, run) in batch.wait(READ_DEADLINE).into_iter().zip(runs) {
+            if let Some(first) = pieces.get(run.start)
+                && !matches!(outcome, Outcome::TimedOut)
+            {
+                first.member.answered();
+            }
             match outcome {
                 Outcome::Done(bufs) => {
                     for (piece, buf) in pieces[run].iter().zip(bufs) {

@@ -11,7 +11,7 @@ use super::reader::{ReadRequest, copy_out, unit_key};
 use super::store::{LAST_READ_DEADLINE, READ_DEADLINE, RecordStore, WRITE_DEADLINE};
 use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::device::{IoBatch, Outcome, Request};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::fail;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
@@ -73,6 +73,7 @@ impl UnitState {
     /// A column is there after all.
     fn came(&mut self, column: u32, bytes: AlignedBuf) {
         self.bad.retain(|c| *c != column);
+        self.late.retain(|c| *c != column);
         self.good[column as usize] = Some(bytes);
     }
 
@@ -110,7 +111,7 @@ impl RecordStore {
                 None => units.push((w.request, w.unit, vec![(w.column, w.trouble)])),
             }
         }
-        let mut failed = false;
+        let mut failed = None;
         for chunk in units.chunks(64) {
             let mut states: Vec<(Arc<Group>, UnitState)> = Vec::new();
             for (request, _, columns) in chunk {
@@ -126,9 +127,13 @@ impl RecordStore {
                 let mut want: Vec<u32> = columns.iter().map(|(column, _)| *column).collect();
                 want.extend(&state.bad);
                 if let Err(e) = self.restore(pointer, *unit, group, state, &want) {
-                    self.report_damage(pointer);
                     tracing::error!(object = %self.object_name(), "{e}");
-                    failed = true;
+                    if e.kind() != ErrorKind::Io {
+                        self.report_damage(pointer);
+                    }
+                    if failed != Some(ErrorKind::Io) {
+                        failed = Some(e.kind());
+                    }
                     continue;
                 }
                 for (column, _) in columns {
@@ -138,10 +143,11 @@ impl RecordStore {
                 self.heal(requests[*request].pointer, *unit, group, state);
             }
         }
-        if failed {
-            fail!(Corrupt, "more columns of a record are damaged than its parity covers");
+        match failed {
+            None => Ok(()),
+            Some(ErrorKind::Io) => fail!(Io, "more devices have not answered in time than parity covers"),
+            Some(_) => fail!(Corrupt, "more columns of a record are damaged than its parity covers"),
         }
-        Ok(())
     }
 
     /// Reads columns of units until each has as many good ones as it needs, or nothing is left to try.
@@ -161,10 +167,12 @@ impl RecordStore {
             let columns = group.columns.read();
             let row = pointer.row + unit * UNIT_BLOCKS;
             let len = Self::unit_blocks(pointer, *unit) as usize * BLOCK_SIZE;
-            for column in state.late.drain(..) {
-                if let Some((member, device, offset)) = self.locate(&columns[column as usize], row, false) {
+            for column in &state.late {
+                if let Some((member, device, offset)) = self.locate(&columns[*column as usize], row, false)
+                    && !member.is_silent()
+                {
                     batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
-                    owners.push((i, column, member));
+                    owners.push((i, *column, member));
                 }
             }
         }
@@ -174,21 +182,27 @@ impl RecordStore {
         tracing::warn!("too few devices have answered in time; those that have not are asked again");
         for (outcome, (i, column, member)) in batch.wait(LAST_READ_DEADLINE).into_iter().zip(owners) {
             let (pointer, unit) = items[i];
+            let state = &mut states[i].1;
             match outcome {
                 Outcome::Done(mut bufs) => {
+                    member.answered();
                     let buf = bufs.pop().expect("one buffer was given");
                     if checksum(&buf) == pointer.checksum(column, unit) {
-                        states[i].1.came(column, buf);
+                        state.came(column, buf);
                         continue;
                     }
+                    state.late.retain(|c| *c != column);
                     member.count(&member.checksum_errors);
                     tracing::warn!(device = %member.path(), group = pointer.group, row = pointer.row, column, object = %self.object_name(), "checksum mismatch");
                 }
                 Outcome::Failed(error) => {
+                    member.answered();
+                    state.late.retain(|c| *c != column);
                     member.count(&member.read_errors);
                     tracing::warn!(device = %member.path(), "read failed: {error}");
                 }
                 Outcome::TimedOut => {
+                    member.did_not_answer();
                     member.count(&member.read_errors);
                     tracing::warn!(device = %member.path(), "read not answered in time, again");
                 }
@@ -231,6 +245,9 @@ impl RecordStore {
                 for (outcome, (i, column, member)) in batch.wait(READ_DEADLINE).into_iter().zip(owners) {
                     let (pointer, unit) = items[i];
                     let state = &mut states[i].1;
+                    if !matches!(outcome, Outcome::TimedOut) {
+                        member.answered();
+                    }
                     let trouble = match outcome {
                         Outcome::Done(mut bufs) => {
                             let buf = bufs.pop().expect("one buffer was given");
@@ -264,10 +281,22 @@ impl RecordStore {
     }
 
     /// Computes the columns of the unit that are wanted and not there from those that are.
+    ///
+    /// # Errors
+    /// `Corrupt`: too few are good. `Io`: too few have answered in time, with those that have not it may be there.
     fn restore(&self, pointer: &Pointer, unit: u32, group: &Group, state: &mut UnitState, want: &[u32]) -> Result<()> {
         let len = Self::unit_blocks(pointer, unit) as usize * BLOCK_SIZE;
         let width = usize::from(pointer.width);
         let have = state.have();
+        if have < width && have + state.late.len() >= width {
+            fail!(
+                Io,
+                "rows {}+{} of block group {}: only {have} of the {width} columns needed have been answered for in time",
+                pointer.row + unit * UNIT_BLOCKS,
+                Self::unit_blocks(pointer, unit),
+                group.id
+            );
+        }
         if have < width {
             fail!(
                 Corrupt,
@@ -339,7 +368,7 @@ impl RecordStore {
     /// Reads every column of a record, verifies it, and repairs what is wrong if asked to. The caller holds a pin.
     ///
     /// # Errors
-    /// When the pointer itself makes no sense.
+    /// When the pointer itself makes no sense; `Io` when too few devices have answered in time.
     pub fn verify(&self, pointer: &Pointer, repair: bool) -> Result<Verdict> {
         let group = self.space.group(pointer.group)?;
         let n = pointer.columns() as usize;
@@ -350,7 +379,7 @@ impl RecordStore {
         let columns = group.columns.read().clone();
         let len = pointer.rows() as usize * BLOCK_SIZE;
         let units = pointer.units_per_column();
-        let mut wrong: Vec<Vec<u32>> = vec![Vec::new(); units as usize];
+        let mut wrong: Vec<Columns> = vec![Vec::new(); units as usize];
         let mut ask: Vec<u32> = (0..pointer.columns()).collect();
         for deadline in [READ_DEADLINE, LAST_READ_DEADLINE] {
             let mut batch = IoBatch::new();
@@ -362,6 +391,9 @@ impl RecordStore {
                 }
             }
             for (outcome, (c, member)) in batch.wait(deadline).into_iter().zip(owners) {
+                if !matches!(outcome, Outcome::TimedOut) {
+                    member.answered();
+                }
                 match outcome {
                     Outcome::Done(bufs) => {
                         verdict.bytes += len as u64;
@@ -369,21 +401,22 @@ impl RecordStore {
                             if checksum(bytes) != pointer.checksum(c, unit as u32) {
                                 member.count(&member.checksum_errors);
                                 tracing::warn!(device = %member.path(), group = group.id, row = pointer.row, column = c, object = %self.object_name(), "scrub: checksum mismatch");
-                                wrong[unit].push(c);
+                                wrong[unit].push((c, Trouble::Bad));
                             }
                         }
                     }
                     Outcome::Failed(error) => {
                         member.count(&member.read_errors);
                         tracing::warn!(device = %member.path(), "scrub: read failed: {error}");
-                        wrong.iter_mut().for_each(|w| w.push(c));
+                        wrong.iter_mut().for_each(|w| w.push((c, Trouble::Bad)));
                     }
                     // a disk that wakes up is not wrong
-                    Outcome::TimedOut if deadline < LAST_READ_DEADLINE => ask.push(c),
+                    Outcome::TimedOut if deadline < LAST_READ_DEADLINE && !member.is_silent() => ask.push(c),
                     Outcome::TimedOut => {
+                        member.did_not_answer();
                         member.count(&member.read_errors);
                         tracing::warn!(device = %member.path(), "scrub: read not answered in time");
-                        wrong.iter_mut().for_each(|w| w.push(c));
+                        wrong.iter_mut().for_each(|w| w.push((c, Trouble::Late)));
                     }
                 }
             }
@@ -395,7 +428,7 @@ impl RecordStore {
             }
             verdict.errors += bad.len() as u64;
             let mut state = UnitState::new(n);
-            bad.iter().for_each(|c| state.has(*c, Trouble::Bad));
+            bad.iter().for_each(|(column, trouble)| state.has(*column, *trouble));
             let mut states = [(group.clone(), state)];
             self.gather(&[(pointer, unit)], &mut states);
             let state = &mut states[0].1;
@@ -403,6 +436,8 @@ impl RecordStore {
             match self.restore(pointer, unit, &group, state, &want) {
                 Ok(()) if repair => verdict.repaired += self.heal(pointer, unit, &group, state),
                 Ok(()) => {}
+                // nothing is known of it
+                Err(e) if e.kind() == ErrorKind::Io => return Err(e),
                 Err(e) => {
                     verdict.lost += 1;
                     self.report_damage(pointer);

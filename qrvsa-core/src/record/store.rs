@@ -47,7 +47,7 @@ pub(crate) struct ByLen;
 
 impl Weighter<UnitKey, BufSlice> for ByLen {
     fn weight(&self, _: &UnitKey, value: &BufSlice) -> u64 {
-        value.len() as u64 + 160
+        value.held_bytes() as u64 + 160
     }
 }
 

@@ -65,3 +65,23 @@ fn what_comes_late_is_verified_like_anything_else() {
     world.pool().records.drop_cache();
     assert!(world.read(1, 0, data.len()).unwrap() == data, "and once they answer it is all there");
 }
+
+#[test]
+fn what_is_not_answered_for_is_not_given_up_by_a_commit() {
+    let (mut world, mut data) = pool_with_an_object(100_000);
+    world.read(1, 0, 1).unwrap();
+    world.pool().records.drop_cache();
+    // the rest of the record is needed, and only one of two columns can be had; writes go on
+    for disk in [0, 2, 3] {
+        world.disks[disk].1.inject(Fault::new(Effect::Hang).on(Operation::Read));
+    }
+    world.write(1, 8192, &[7; 4096]);
+    world.fsync(1);
+    data[8192..12_288].fill(7);
+    world.pool().commit().unwrap_err();
+    world.disks.iter().for_each(|d| d.1.clear_faults());
+    world.crash(CrashMode::LoseAll);
+    world.import(|_| true).unwrap();
+    assert!(world.read(1, 0, data.len()).unwrap() == data);
+    world.check();
+}
