@@ -3,14 +3,16 @@
 
 Reads of 4 KiB are done by iscsi-perf, writes of 4 KiB and all of 1 MiB by `qemu-img bench`, both through libiscsi in the client. At QD 32 these
 clients can be busier than the server is: the rows with "own client" are done by this project's load generator
-(`qrvsa-iscsi/examples/load.rs`), which takes less of the processors, against all servers alike. File LUNs of both servers stand on the same file; a 2+2 volume stands on four files of the same disk. The table goes to the terminal and, with DOC, into
-that file between its markers.
+(`qrvsa-iscsi/examples/load.rs`), which takes less of the processors, against all servers alike. File LUNs of both servers stand on the
+same file; a 2+2 volume stands on four files of the same disk. The table goes to the terminal and, with DOC, into that file between its
+markers.
 
 With every figure goes the processor time that its client took, in hundredths of the time it ran: one thread that took 90 or more of them
 could not have asked faster, whatever the server.
 
   RT=2          seconds per figure        REPS=3     figures per row; the best counts
   LUN_MB=512    size of each LUN          BENCH_DIR  where the files lie
+  AWAKE=1       idle processors do not sleep (/dev/cpu_dma_latency), whichever server runs; without it only qrvsa sees to that itself
 """
 import os
 import re
@@ -201,13 +203,23 @@ def write(doc, text):
         f.write(new)
 
 
+def stay_awake():
+    """Keeps idle processors from sleeping as long as what is returned is open."""
+    held = open("/dev/cpu_dma_latency", "wb", buffering=0)
+    held.write(bytes(4))
+    return held
+
+
 def main():
+    held = stay_awake() if os.environ.get("AWAKE") == "1" else None
     where = tempfile.mkdtemp(prefix="iscsi-bench.", dir=os.environ.get("BENCH_DIR") or "/var/tmp")
     try:
         image = os.path.join(where, "lun.img")
         run("dd", "if=/dev/urandom", "of=" + image, "bs=1M", "count=%d" % LUN_MB, "status=none")
         text = table(measure(where, image))
     finally:
+        if held:
+            held.close()
         shutil.rmtree(where, ignore_errors=True)
     print(text)
     if len(sys.argv) > 1:
