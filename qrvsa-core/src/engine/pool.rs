@@ -33,6 +33,9 @@ const DIRTY_START_BYTES_MAX: u64 = 512 << 20;
 /// commit: the devices then work beside the stream from its start, and less is left to do when it ends.
 const WHOLE_START_BYTES_MAX: u64 = 32 << 20;
 
+/// With room for so many blocks no commit is begun for the rests of punched records.
+const RESTS_BLOCKS_AHEAD: u64 = 16 << 10;
+
 /// What a pool is run with.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -283,6 +286,31 @@ impl Pool {
             || self.every_dataset().iter().any(|d| d.objects.has_work())
     }
 
+    /// Commits while the rests of records that were punched in part take half of what there is for them and more: their old
+    /// records come back one commit later than they are written.
+    ///
+    /// # Errors
+    /// As [`Pool::commit_up_to`].
+    pub(crate) fn make_room_for_rests(&self) -> Result<()> {
+        // two records of the largest size
+        let least = self.space.cost_blocks(256) * 2;
+        let crowded = |reserved: u64| {
+            let room = self.space.room_with_rests();
+            room.saturating_sub(reserved) < (room / 2).clamp(least, RESTS_BLOCKS_AHEAD)
+        };
+        let reserved = self.space.reserved();
+        if reserved == 0 || !crowded(reserved) {
+            return Ok(());
+        }
+        for _ in 0..3 {
+            self.commit_now()?;
+            if !crowded(self.space.reserved()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a dataset is being destroyed.
     pub fn is_destroying(&self) -> bool {
         self.datasets.read().values().any(|d| d.destroying())
@@ -416,6 +444,9 @@ impl Host for Pool {
         if self.commit_nodes_max().saturating_mul(node * 3) > room.max(node * 64) {
             self.commit_now()?;
         }
+        if intent == Intent::Shrink {
+            self.make_room_for_rests()?;
+        }
         if intent == Intent::Grow {
             // room for the largest single write, or a reason to believe that a commit makes some
             let margin = self.space.cost_blocks(512) * 2;
@@ -474,7 +505,11 @@ impl Host for Pool {
     }
 
     fn space_may_return(&self) -> bool {
-        self.space.reserved() > 0 || self.space.has_pending_frees() || self.is_destroying()
+        self.space.reserved() > 0
+            || self.space.has_pending_frees()
+            || self.is_destroying()
+            // what was punched or removed since the last commit
+            || self.every_dataset().iter().any(|d| d.objects.has_work())
     }
 
     fn read_only(&self) -> bool {

@@ -90,18 +90,16 @@ impl RecordIo for PoolIo {
     }
 
     fn reserve(&self, blocks: u64, intent: Intent) -> Result<()> {
+        let space = &self.records.space;
         match intent {
-            Intent::Grow | Intent::Claimed if !self.replaying.load(Ordering::Acquire) => {
-                if self.claimed || intent == Intent::Claimed {
-                    self.records.space.reserve_claimed(blocks)
-                } else {
-                    self.records.space.reserve(blocks)
-                }
-            }
-            Intent::Grow | Intent::Claimed | Intent::Shrink => {
-                self.records.space.reserve_forced(blocks);
+            // acknowledged before the crash, when there was room
+            _ if self.replaying.load(Ordering::Acquire) => {
+                space.reserve_forced(blocks);
                 Ok(())
             }
+            Intent::Shrink => space.reserve_rest(blocks),
+            Intent::Grow if !self.claimed => space.reserve(blocks),
+            Intent::Grow | Intent::Claimed => space.reserve_claimed(blocks),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod cache;
+mod full;
 mod hostile;
 mod share;
 mod slow;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use super::Pool;
 use super::create::check_name;
 use crate::buf::BLOCK_SIZE;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Host};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::fs::store::Store;
@@ -49,7 +49,6 @@ impl Pool {
     /// # Errors
     /// `Exists`, `Invalid`; `NoSpace` when the pool has not the room that a reserved one wants.
     pub fn create_volume(self: &Arc<Self>, name: &str, spec: &Spec) -> Result<()> {
-        use crate::dataset::Host;
         check_name(name, "volume")?;
         spec.check()?;
         self.check_writable()?;
@@ -183,8 +182,18 @@ impl Pool {
             .saturating_add(self.space.cost_blocks((OVERWRITE_BYTES / BLOCK_SIZE as u64) as u32))
     }
 
-    /// Promises room to a volume, in place of an older promise.
+    /// Promises room to a volume, in place of an older promise. Waits for commits that may make some.
     fn claim(&self, dataset: u64, settings: &Settings, blocks: u64, name: &str) -> Result<()> {
+        for _ in 0..3 {
+            match self.claim_now(dataset, settings, blocks, name) {
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.space_may_return() => self.commit_now()?,
+                done => return done,
+            }
+        }
+        self.claim_now(dataset, settings, blocks, name)
+    }
+
+    fn claim_now(&self, dataset: u64, settings: &Settings, blocks: u64, name: &str) -> Result<()> {
         let wanted = self.claim_blocks(settings, blocks);
         let mut claims = self.claims.lock();
         let old = claims.get(&dataset).map_or(0, |claim| claim.blocks);

@@ -154,6 +154,9 @@ pub struct Capacity {
     pub pending: u64,
     /// Kept back so that deleting always works.
     pub reserve: u64,
+    /// What dirty data may come to with the rests of records that were punched in part: all that is free for data, and half
+    /// of the reserve. The other half is for trees.
+    pub with_rests: u64,
 }
 
 impl Space {
@@ -334,7 +337,8 @@ impl Space {
         // free rows of metadata groups serve as reserve first
         let held_back = reserve.saturating_sub(meta_free);
         let free = (free_zones + data_free).saturating_sub(held_back);
-        let capacity = Capacity { total: whole.saturating_sub(fixed + reserve), free, pending, reserve };
+        let with_rests = (free_zones + data_free).saturating_sub(held_back / 2);
+        let capacity = Capacity { total: whole.saturating_sub(fixed + reserve), free, pending, reserve, with_rests };
         *self.capacity_cache.lock() = Some(capacity);
         capacity
     }
@@ -396,10 +400,28 @@ impl Space {
         self.reserve_above(blocks, 0)
     }
 
+    /// Reserves usable blocks for the rest of a record that is punched in part: also out of the pool's reserve, but not what
+    /// trees need to commit.
+    ///
+    /// # Errors
+    /// `NoSpace` until freed rows are available again: a commit or two.
+    pub fn reserve_rest(&self, blocks: u64) -> Result<()> {
+        self.reserve_within(blocks, self.room_with_rests())
+    }
+
+    /// What may be reserved in all, rests of records included: usable blocks.
+    pub fn room_with_rests(&self) -> u64 {
+        self.capacity().with_rests.saturating_sub(self.claimed())
+    }
+
     fn reserve_above(&self, blocks: u64, kept: u64) -> Result<()> {
+        self.reserve_within(blocks, self.capacity().free.saturating_sub(kept))
+    }
+
+    fn reserve_within(&self, blocks: u64, room: u64) -> Result<()> {
         let amount = i64::try_from(blocks).unwrap_or(i64::MAX);
         let before = self.reserved.fetch_add(amount, Ordering::AcqRel);
-        let free = i64::try_from(self.capacity().free.saturating_sub(kept)).unwrap_or(i64::MAX);
+        let free = i64::try_from(room).unwrap_or(i64::MAX);
         if before.saturating_add(amount) > free {
             self.reserved.fetch_sub(amount, Ordering::AcqRel);
             return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));

@@ -351,8 +351,10 @@ impl Volume {
         if punched.is_empty() {
             return Ok(());
         }
-        let tx = self.dataset.begin(Intent::Shrink)?;
-        Store::punch(&*self.dataset, &tx, self.object(), punched)
+        self.when_there_is_room(WAITS_FOR_SPACE, || {
+            let tx = self.dataset.begin(Intent::Shrink)?;
+            Store::punch(&*self.dataset, &tx, self.object(), punched.clone())
+        })
     }
 
     /// Zeroes a part of a record of a reserved volume, if the record is there.
@@ -456,13 +458,18 @@ impl Volume {
             true => (Intent::Claimed, WAITS_FOR_CLAIMED_SPACE),
             false => (Intent::Grow, WAITS_FOR_SPACE),
         };
+        self.when_there_is_room(waits, || {
+            let tx = self.dataset.begin(intent)?;
+            Store::write(&*self.dataset, &tx, self.object(), offset, data)
+        })
+    }
+
+    /// Makes a change; while it finds no room and a commit may make some, again, at most `waits` times. The change is no longer
+    /// open when `change` returns.
+    fn when_there_is_room(&self, waits: u32, change: impl Fn() -> Result<()>) -> Result<()> {
         let mut waited = 0;
         loop {
-            let done = {
-                let tx = self.dataset.begin(intent)?;
-                Store::write(&*self.dataset, &tx, self.object(), offset, data)
-            };
-            match done {
+            match change() {
                 Err(e) if e.kind() == ErrorKind::NoSpace && waited < waits && self.dataset.host.space_may_return() => {
                     waited += 1;
                     self.dataset.host.commit_now()?;

@@ -1,0 +1,95 @@
+//! Full pools: what frees space works, and what it frees can be used at once.
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::volume::{Spec, Volume};
+
+const PIECE: u64 = 64 << 10;
+
+fn volume(world: &World, record_bytes: u32) -> Arc<Volume> {
+    let spec = Spec { size_bytes: 1 << 40, block_bytes: 512, record_bytes, reserve: false };
+    world.pool().create_volume("v", &spec).unwrap();
+    world.pool().open_volume("v").unwrap()
+}
+
+/// Writes until the pool refuses, again and again until nothing that is pending can help; returns the bytes written.
+fn fill_up(volume: &Volume) -> u64 {
+    let mut at = 0;
+    loop {
+        match volume.write(at, &pattern(at, PIECE as usize), false) {
+            Ok(()) => at += PIECE,
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
+                volume.flush().unwrap();
+                if volume.write(at, &pattern(at, PIECE as usize), false).is_err() {
+                    return at;
+                }
+                at += PIECE;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_discarded_in_a_full_pool_can_be_written_again_at_once() {
+    let world = World::new(geometry(2, 1), 3, 96, 21);
+    let volume = volume(&world, 16 << 10);
+    let end = fill_up(&volume);
+    for _ in 0..4 {
+        world.pool().commit().unwrap();
+    }
+    let half = end / 2 / PIECE * PIECE;
+    for round in 1..4 {
+        volume.discard(0, half).unwrap();
+        for at in (0..half / 4 * 3).step_by(PIECE as usize) {
+            volume
+                .write(at, &pattern(at + round, PIECE as usize), false)
+                .unwrap_or_else(|e| panic!("{round}, {at}: {e}"));
+        }
+    }
+    volume.flush().unwrap();
+    world.check();
+}
+
+/// The rest of each record is written anew before the old one is free: all of them at once have no room.
+#[test]
+fn a_hole_in_every_record_of_a_full_pool_suspends_nothing() {
+    for (record, flush) in [(128 << 10, false), (16 << 10, false), (128 << 10, true), (16 << 10, true)] {
+        let mut world = World::new(geometry(2, 1), 3, 96, 22);
+        let volume = volume(&world, record);
+        let end = fill_up(&volume);
+        for _ in 0..4 {
+            world.pool().commit().unwrap();
+        }
+        let record = u64::from(record);
+        let mut holes = Vec::new();
+        for at in (record..end - record).step_by(record as usize) {
+            match volume.discard(at + 4096, 4096) {
+                Ok(()) => holes.push(at + 4096),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}"),
+            }
+        }
+        assert!(holes.len() as u64 * 10 >= end / record * 9, "{} holes in {} records", holes.len(), end / record);
+        if flush {
+            volume.flush().unwrap();
+            drop(volume);
+            world.crash(CrashMode::LoseAll);
+            world.import(|_| true).unwrap();
+        } else {
+            world.pool().commit().unwrap();
+        }
+        assert!(world.pool().suspended().is_none());
+        let volume = world.pool().open_volume("v").unwrap();
+        let mut expected = vec![0; PIECE as usize];
+        for at in (0..end).step_by(PIECE as usize) {
+            expected.copy_from_slice(&pattern(at, PIECE as usize));
+            for hole in holes.iter().filter(|hole| (at..at + PIECE).contains(hole)) {
+                expected[(hole - at) as usize..][..4096].fill(0);
+            }
+            let mut found = vec![1; PIECE as usize];
+            volume.read(at, &mut found).unwrap();
+            assert!(found == expected, "at {at}");
+        }
+        world.check();
+    }
+}
