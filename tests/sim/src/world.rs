@@ -612,6 +612,14 @@ impl Inner {
         self.commit()
     }
 
+    /// Makes a hole in each record of a file, and so has the rest of each written anew, in a pool that has no room.
+    fn perforate(&mut self, ino: Ino, size: u64, durable: bool) -> Verdict<()> {
+        for at in (0..size).step_by(128 << 10) {
+            self.perform("", &Action::Punch(ino, at + 8192, at + 12288))?;
+        }
+        if durable { self.perform("", &Action::Fsync(ino)) } else { Ok(()) }
+    }
+
     /// Writes until the pool is full, and gives the space back.
     fn fill(&mut self) -> Verdict<()> {
         let model = self.models.get_mut("").expect("the pool's own filesystem");
@@ -637,6 +645,9 @@ impl Inner {
             let seed = self.random.next_u64();
             self.perform("", &Action::Write(ino, i << 20, 1 << 20, seed))?;
             if was_full(self) != full {
+                if seed % 3 == 0 {
+                    self.perforate(ino, i << 20, seed % 2 == 0)?;
+                }
                 self.fill_reserved()?;
                 for _ in 0..4 {
                     self.operate()?;
