@@ -177,3 +177,21 @@ fn a_log_on_disks_asleep_is_replayed_and_one_that_stays_silent_does_not_keep_the
         }
     }
 }
+
+#[test]
+fn members_asleep_at_an_import_are_asked_again() {
+    let (mut world, data) = pool_with_an_object(100_000);
+    world.pool().close().unwrap();
+    for skip in 0..12 {
+        (0..4).for_each(|disk| {
+            let hang = Fault::new(Effect::Hang).on(Operation::Read).after(skip).once();
+            world.disks[disk].1.inject(hang);
+        });
+        world.import(|_| true).unwrap();
+        world.disks.iter().for_each(|d| d.1.clear_faults());
+        assert!(world.pool().warnings.lock().is_empty(), "{:?}", world.pool().warnings.lock());
+        errors_and_repairs(&world);
+        assert!(world.read(1, 0, data.len()).unwrap() == data);
+        world.pool().close().unwrap();
+    }
+}
