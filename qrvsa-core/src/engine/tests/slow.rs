@@ -195,3 +195,30 @@ fn members_asleep_at_an_import_are_asked_again() {
         world.pool().close().unwrap();
     }
 }
+
+#[test]
+fn a_read_does_not_write_to_who_has_not_answered() {
+    let (world, data) = pool_with_an_object(300_000);
+    let read = || {
+        world.read(1, 0, 1).unwrap();
+        world.pool().records.drop_cache();
+        assert!(world.read(1, 0, data.len()).unwrap() == data);
+    };
+    let writes = || world.disks.iter().map(|d| d.1.counters().writes).collect::<Vec<_>>();
+    let before = writes();
+    for disk in 0..4 {
+        world.disks[disk].1.inject(Fault::new(Effect::Hang).on(Operation::Read));
+        read();
+        world.disks[disk].1.clear_faults();
+        assert_eq!(writes(), before, "disk {disk}");
+    }
+    assert_eq!(errors_and_repairs(&world), (0, 0));
+    // an error is answered for
+    (0..2).for_each(|disk| {
+        world.disks[disk].1.inject(Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Read));
+    });
+    read();
+    assert!(errors_and_repairs(&world).1 > 0);
+    world.disks.iter().for_each(|d| d.1.clear_faults());
+    world.check();
+}
