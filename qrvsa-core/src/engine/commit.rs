@@ -245,7 +245,7 @@ impl Pool {
     ) -> Result<()> {
         let members = self.space.members();
         let listed: Vec<UberMember> =
-            members.iter().map(|m| UberMember { index: m.index, device_id: m.device_id, state: m.state() }).collect();
+            members.iter().map(|m| UberMember { index: m.index, device_id: m.device_id, state: m.list() }).collect();
         let groups_of = |class| {
             let groups = self.space.groups();
             groups.iter().filter(|g| g.class == class).map(|g| g.entry()).collect::<Vec<_>>()
@@ -294,6 +294,7 @@ impl Pool {
         if written < need.max(1) {
             fail!(Suspended, "only {written} of {tried} devices took the uberblock, {need} are needed");
         }
+        members.iter().zip(&block.members).for_each(|(member, listed)| member.listed_as(listed.state));
         for group in self.space.groups() {
             self.records.check_writable(&group)?;
         }

@@ -9,22 +9,36 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::format::label::Label;
 use crate::pool::format::layout::{self, LABEL_BYTES, RING_OFFSET, RING_SLOTS, SLOT_BYTES};
 use crate::pool::format::uberblock::Uberblock;
-use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+use crate::record::store::{LAST_READ_DEADLINE, READ_DEADLINE, WRITE_DEADLINE};
 
-/// Reads one run of a device.
-///
-/// # Errors
-/// `Io`.
-pub fn read_at(device: &Arc<dyn Device>, offset: u64, len: usize) -> Result<AlignedBuf> {
-    let mut batch = IoBatch::new();
-    batch.push(device, Request::Read { offset, bufs: vec![AlignedBuf::spare(len)] });
-    match batch.wait(READ_DEADLINE).pop() {
-        Some(Outcome::Done(mut bufs)) => Ok(bufs.pop().expect("one buffer was given")),
-        Some(Outcome::Failed(e)) => {
-            Err(Error::new(ErrorKind::Io, format!("{}", device.info().path.display())).with_source(e))
+/// Reads runs of a device: offset and length of each. What is not answered in time is asked for once more and given much
+/// time: a disk may be asleep.
+fn read_runs(device: &Arc<dyn Device>, runs: &[(u64, usize)]) -> Vec<Result<AlignedBuf>> {
+    let path = device.info().path.display();
+    let late = || Err(Error::new(ErrorKind::Io, format!("{path}: no answer in time")));
+    let mut results: Vec<Result<AlignedBuf>> = runs.iter().map(|_| late()).collect();
+    let mut ask: Vec<usize> = (0..runs.len()).collect();
+    for deadline in [READ_DEADLINE, LAST_READ_DEADLINE] {
+        let mut batch = IoBatch::new();
+        for &(offset, len) in ask.iter().filter_map(|i| runs.get(*i)) {
+            batch.push(device, Request::Read { offset, bufs: vec![AlignedBuf::spare(len)] });
         }
-        _ => Err(Error::new(ErrorKind::Io, format!("{}: no answer in time", device.info().path.display()))),
+        let asked = std::mem::take(&mut ask);
+        for (outcome, i) in batch.wait(deadline).into_iter().zip(asked) {
+            results[i] = match outcome {
+                Outcome::Done(mut bufs) => Ok(bufs.pop().expect("one buffer was given")),
+                Outcome::Failed(e) => Err(Error::new(ErrorKind::Io, format!("{path}")).with_source(e)),
+                Outcome::TimedOut => {
+                    ask.push(i);
+                    continue;
+                }
+            };
+        }
+        if ask.is_empty() {
+            break;
+        }
     }
+    results
 }
 
 /// Writes one run of a device, durably.
@@ -58,12 +72,11 @@ pub fn read_labels(device: &Arc<dyn Device>) -> Vec<LabelCopy> {
     if size < layout::DEVICE_BYTES_MIN {
         return Vec::new();
     }
-    layout::label_offsets(size)
-        .into_iter()
-        .map(|offset| {
-            let label = read_at(device, offset, LABEL_BYTES).and_then(|block| Label::decode(&block, size));
-            LabelCopy { offset, label }
-        })
+    let offsets = layout::label_offsets(size);
+    let blocks = read_runs(device, &offsets.map(|offset| (offset, LABEL_BYTES)));
+    let copies = offsets.into_iter().zip(blocks);
+    copies
+        .map(|(offset, block)| LabelCopy { offset, label: block.and_then(|block| Label::decode(&block, size)) })
         .collect()
 }
 
@@ -72,8 +85,12 @@ pub fn read_labels(device: &Arc<dyn Device>) -> Vec<LabelCopy> {
 /// # Errors
 /// `NotFound` without any label, otherwise the first error.
 pub fn read_label(device: &Arc<dyn Device>) -> Result<Label> {
+    choose_label(read_labels(device))
+}
+
+fn choose_label(copies: Vec<LabelCopy>) -> Result<Label> {
     let mut first_error = None;
-    for copy in read_labels(device) {
+    for copy in copies {
         match copy.label {
             Ok(label) => return Ok(label),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -116,7 +133,8 @@ pub fn wipe(device: &Arc<dyn Device>) -> Result<()> {
 /// The valid uberblocks of a device, newest first.
 pub fn read_uberblocks(device: &Arc<dyn Device>, label: &Label) -> Vec<Uberblock> {
     let mut list: Vec<Uberblock> = Vec::new();
-    let Ok(ring) = read_at(device, RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES) else { return list };
+    let ring = read_runs(device, &[(RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES)]).pop();
+    let Some(Ok(ring)) = ring else { return list };
     for slot in ring.chunks(SLOT_BYTES) {
         match Uberblock::decode(slot) {
             Ok(u) if u.pool_id == label.pool_id && u.device_id == label.device_id => list.push(u),
@@ -146,8 +164,9 @@ impl Candidate {
     /// # Errors
     /// As [`read_label`].
     pub fn new(device: Arc<dyn Device>) -> Result<Candidate> {
-        let label = read_label(&device)?;
-        let damaged_labels = read_labels(&device).iter().filter(|c| c.label.is_err()).count();
+        let copies = read_labels(&device);
+        let damaged_labels = copies.iter().filter(|c| c.label.is_err()).count();
+        let label = choose_label(copies)?;
         let uberblocks = read_uberblocks(&device, &label);
         Ok(Candidate { device, label, uberblocks, damaged_labels })
     }

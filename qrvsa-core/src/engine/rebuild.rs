@@ -115,9 +115,13 @@ impl Pool {
         if candidate.damaged_labels > 0 {
             write_label(&candidate.device, &candidate.label)?;
         }
-        self.mark_stale(member.index);
-        member.set_device(Some(candidate.device.clone()));
-        member.set_state(MemberState::Rebuilding, "back in service, being rebuilt");
+        {
+            // no uberblock lists it whose log begins before it takes part in that
+            let _commits = self.commit_state.lock();
+            self.mark_stale(member.index);
+            member.set_device(Some(candidate.device.clone()));
+            member.set_state(MemberState::Rebuilding, "back in service, being rebuilt");
+        }
         self.commit()
     }
 

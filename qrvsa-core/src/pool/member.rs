@@ -36,6 +36,8 @@ pub struct Member {
     pub(crate) changed: AtomicBool,
     /// It was given much time for a read, and has answered none since.
     silent: AtomicBool,
+    /// An uberblock that an import may find lists it as in service.
+    listed: AtomicBool,
 }
 
 struct Words {
@@ -61,6 +63,7 @@ impl Member {
             attachments: AtomicU64::new(0),
             changed: AtomicBool::new(true),
             silent: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
         }
     }
 
@@ -88,9 +91,31 @@ impl Member {
 
     /// Sets the state and says why.
     pub fn set_state(&self, state: MemberState, message: impl Into<String>) {
-        self.words.lock().message = message.into();
+        let mut words = self.words.lock();
+        words.message = message.into();
         self.state.store(state.code(), Ordering::Release);
         self.changed.store(true, Ordering::Release);
+    }
+
+    /// Its state, for an uberblock that is about to be written: from now on an import may find it listed so.
+    pub(crate) fn list(&self) -> MemberState {
+        // a fault comes before or after, and who sees the fault sees the list
+        let _words = self.words.lock();
+        let state = self.state();
+        if state.in_service() {
+            self.listed.store(true, Ordering::Release);
+        }
+        state
+    }
+
+    /// An uberblock with this state is durable: none before it is found any more.
+    pub(crate) fn listed_as(&self, state: MemberState) {
+        self.listed.store(state.in_service(), Ordering::Release);
+    }
+
+    /// Whether an import may find it listed as in service, although it may have failed since.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
     }
 
     /// Where it is or was.
@@ -105,16 +130,12 @@ impl Member {
 
     /// Whether the pool reads and writes it.
     pub fn in_service(&self) -> bool {
-        matches!(self.state(), MemberState::Online | MemberState::Rebuilding | MemberState::Leaving)
-            && self.device.read().is_some()
+        self.state().in_service() && self.device.read().is_some()
     }
 
     /// The device, while the member is in service.
     pub fn device(&self) -> Option<Arc<dyn Device>> {
-        match self.state() {
-            MemberState::Online | MemberState::Rebuilding | MemberState::Leaving => self.device.read().clone(),
-            _ => None,
-        }
+        if self.state().in_service() { self.device.read().clone() } else { None }
     }
 
     /// Attaches a device or takes it away.
@@ -130,7 +151,7 @@ impl Member {
     /// Takes the member out of service after an error. Returns whether it was in service before.
     pub fn fail(&self, reason: &str) -> bool {
         let mut words = self.words.lock();
-        if !matches!(self.state(), MemberState::Online | MemberState::Rebuilding | MemberState::Leaving) {
+        if !self.state().in_service() {
             return false;
         }
         self.state.store(MemberState::Faulted.code(), Ordering::Release);

@@ -1,5 +1,5 @@
 //! Recovery: units that a device did not return, or returned wrong, are decoded from the other columns, checked, handed
-//! out, and written back where the device is in service. Where the other columns are not enough, devices that have only
+//! out, and written back where the device is in service and answers. Where the other columns are not enough, devices that have only
 //! not answered in time are asked again.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) enum Trouble {
     Absent,
     /// It was wrong, or the device reported an error; it is to be rewritten.
     Bad,
-    /// The device has not answered in time. It is rewritten, too, unless it answers later.
+    /// The device has not answered in time. A scrub rewrites it, too, unless it answers later; a read does not.
     Late,
 }
 
@@ -140,6 +140,9 @@ impl RecordStore {
                     let bytes = state.good[*column as usize].as_ref().expect("restored");
                     copy_out(&mut requests[*request], *column, *unit, bytes);
                 }
+                // who is asleep would keep the reader waiting for the write, too
+                let late = std::mem::take(&mut state.late);
+                state.bad.retain(|column| !late.contains(column));
                 self.heal(requests[*request].pointer, *unit, group, state);
             }
         }

@@ -6,6 +6,10 @@
 //! generation, sequence number and checksum are what is expected at its place; replay ends at the first that is not, on
 //! any column.
 //!
+//! A block is acknowledged only when it is on every column whose device an uberblock lists as in service that an import
+//! may find. When a device has failed since, a commit says so first, and makes the entries durable by itself. So each
+//! column that an import uses has all that was acknowledged, however few of the others answer then.
+//!
 //! Positions are virtual rows that only grow; the ring is `position % (segments * rows)`. A block never crosses the end
 //! of a segment.
 
@@ -22,8 +26,9 @@ use crate::fail;
 use crate::pool::format::uberblock::LogStart;
 use crate::pool::group::Group;
 use crate::pool::space::Space;
-use crate::record::store::{READ_DEADLINE, WRITE_DEADLINE};
+use crate::record::store::WRITE_DEADLINE;
 use crate::txg::block::{self, BLOCK_ROWS_MAX, HEADER_BYTES};
+use crate::txg::read::LogReader;
 
 /// Longest entry in bytes that fits a block.
 pub const ENTRY_BYTES_MAX: usize = BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES - 4;
@@ -61,7 +66,7 @@ struct State {
     durable: u64,
     /// Tickets up to here are durable through a commit.
     satisfied: u64,
-    /// Entries up to this ticket were dropped because the ring was full. Until a commit that contains them all, nothing is
+    /// Entries up to this ticket were dropped: the ring was full, or a device did not take them. Until a commit that contains them all, nothing is
     /// acknowledged by the log: a later entry must not survive an earlier one.
     dropped: u64,
     writing: bool,
@@ -93,7 +98,7 @@ pub struct IntentLog {
     blocks_written: AtomicU64,
 }
 
-fn segment_rows(space: &Space) -> u64 {
+pub(super) fn segment_rows(space: &Space) -> u64 {
     u64::from(space.zone_rows())
 }
 
@@ -194,7 +199,8 @@ impl IntentLog {
     /// Waits until everything up to the ticket is durable, writing it if nobody else does.
     ///
     /// # Errors
-    /// `NoSpace` when the ring is full: only a commit makes room, and it makes the entries durable by itself.
+    /// `NoSpace` when the ring is full, or lacks a device that import would use: only a commit makes room, or says that the
+    /// device failed, and it makes the entries durable by itself.
     /// `Suspended` when no column can be written.
     pub fn wait(&self, ticket: Ticket) -> Result<()> {
         let mut state = self.state.lock();
@@ -203,7 +209,7 @@ impl IntentLog {
                 return Ok(());
             }
             if state.dropped > state.satisfied {
-                fail!(NoSpace, "the intent log is full");
+                fail!(NoSpace, "the intent log takes nothing more before a commit");
             }
             if state.durable >= ticket.0 {
                 return Ok(());
@@ -286,11 +292,15 @@ impl IntentLog {
         let slice = BufSlice::whole(Arc::new(buf));
         let mut batch = IoBatch::new();
         let mut owners = Vec::new();
+        let mut lacking = false;
         let _io = group.io.read();
         for column in group.columns.read().iter() {
             for place in std::iter::once(column.place).chain(column.previous) {
                 let Some(member) = self.space.member(place.device) else { continue };
-                let Some(device) = member.device() else { continue };
+                let Some(device) = member.device() else {
+                    lacking |= member.is_listed();
+                    continue;
+                };
                 let offset = self.space.offset(place, row);
                 batch.push(&device, Request::Write { offset, slices: vec![slice.clone()], durable: true });
                 owners.push(member);
@@ -306,6 +316,7 @@ impl IntentLog {
                 Outcome::Failed(error) => format!("intent log write failed: {error}"),
                 Outcome::TimedOut => "an intent log write was not answered in time".to_owned(),
             };
+            lacking = true;
             member.count(&member.write_errors);
             member.fail(&reason);
         }
@@ -313,6 +324,9 @@ impl IntentLog {
             fail!(Suspended, "no device of the intent log could be written");
         }
         self.blocks_written.fetch_add(1, Ordering::Relaxed);
+        if lacking {
+            fail!(NoSpace, "a device that the uberblock lists as in service has left the intent log");
+        }
         Ok(())
     }
 
@@ -328,10 +342,10 @@ impl IntentLog {
     /// was durable ends the log. Devices have lost what they acknowledged, then, and the entries behind that build upon it.
     ///
     /// # Errors
-    /// Those of `each`, and `Corrupt` for entries that do not parse although their block's checksum is right.
+    /// Those of `each`; `Io` when whether the log goes on cannot be known today; `Corrupt` for entries that do not parse although their block's checksum is right.
     pub fn replay(&self, root_txg: u64, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<Replayed> {
         let mut blocks = 0;
-        let mut cache = ChunkCache::default();
+        let mut reader = LogReader::new(&self.space, self.pool_id);
         loop {
             let (position, sequence, generation, segments) = {
                 let s = self.state.lock();
@@ -341,7 +355,7 @@ impl IntentLog {
                 return Ok(Replayed { blocks, missing: None });
             }
             let per_segment = segment_rows(&self.space);
-            let here = self.read_block(&segments, position, generation, sequence, &mut cache)?;
+            let here = reader.block(&segments, position, generation, sequence)?;
             let (position, (committed, payload)) = match here {
                 Some(block) => (position, block),
                 None => {
@@ -350,7 +364,7 @@ impl IntentLog {
                     if next == position {
                         return Ok(Replayed { blocks, missing: None });
                     }
-                    match self.read_block(&segments, next, generation, sequence, &mut cache)? {
+                    match reader.block(&segments, next, generation, sequence)? {
                         Some(block) => (next, block),
                         None => return Ok(Replayed { blocks, missing: None }),
                     }
@@ -369,121 +383,9 @@ impl IntentLog {
             blocks += 1;
         }
     }
-
-    /// The block at a position, as the group that was durable when it was written and its payload, from the first column
-    /// where it is valid; `None` when a column that can be read shows that there is none. (An acknowledged block is on every column that was in service.)
-    ///
-    /// # Errors
-    /// `Io` when no column can be read: whether the log ends here is not known then, and what was acknowledged must not
-    /// be dropped for a device that is slow today.
-    fn read_block(
-        &self,
-        segments: &[Arc<Group>],
-        position: u64,
-        generation: u64,
-        sequence: u64,
-        cache: &mut ChunkCache,
-    ) -> Result<Option<(u64, Vec<u8>)>> {
-        let per_segment = segment_rows(&self.space);
-        let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
-        let row = (position % per_segment) as u32;
-        let (mut readable, mut failed) = (0, 0);
-        for column in 0..group.columns.read().len() {
-            let first = match cache.read(&self.space, group, column, row, 1) {
-                Rows::Bytes(bytes) => bytes,
-                Rows::Failed => {
-                    failed += 1;
-                    continue;
-                }
-                Rows::Absent => continue,
-            };
-            let header = block::parse_header(&first, self.pool_id, generation, sequence);
-            let Some(block::Header { len, sum, committed }) = header else {
-                readable += 1;
-                continue;
-            };
-            let rows = (HEADER_BYTES + len).div_ceil(BLOCK_SIZE) as u32;
-            if u64::from(rows) > BLOCK_ROWS_MAX || u64::from(row) + u64::from(rows) > per_segment {
-                readable += 1;
-                continue;
-            }
-            match cache.read(&self.space, group, column, row, rows) {
-                Rows::Bytes(block) => {
-                    let payload = &block[HEADER_BYTES..HEADER_BYTES + len];
-                    if block::sum(&block[..HEADER_BYTES], payload) == sum {
-                        return Ok(Some((committed, payload.to_vec())));
-                    }
-                    readable += 1;
-                }
-                Rows::Failed => failed += 1,
-                Rows::Absent => {}
-            }
-        }
-        if readable == 0 && failed > 0 {
-            fail!(Io, "the intent log cannot be read on any of {failed} devices; nothing was changed, import again");
-        }
-        Ok(None)
-    }
 }
 
-/// Reads ahead, one piece per column: a little where nothing was read before, since most logs are short, then much.
-#[derive(Default)]
-struct ChunkCache {
-    chunks: std::collections::HashMap<(u32, usize), (u32, AlignedBuf)>,
-}
-
-/// Rows of a column of the log.
-enum Rows {
-    /// What they hold.
-    Bytes(Vec<u8>),
-    /// The device is there and did not return them.
-    Failed,
-    /// The device is not there, or there are no such rows.
-    Absent,
-}
-
-const FIRST_ROWS: u32 = 32;
-const CHUNK_ROWS: u32 = 512;
-
-impl ChunkCache {
-    fn read(&mut self, space: &Space, group: &Group, column: usize, row: u32, rows: u32) -> Rows {
-        let zone_rows = group.zone_rows();
-        if row + rows > zone_rows {
-            return Rows::Absent;
-        }
-        let entry = group.columns.read()[column];
-        let Some(device) = space.member(entry.place.device).and_then(|m| m.device()) else { return Rows::Absent };
-        let fetch = |count: u32| {
-            let mut batch = IoBatch::new();
-            let offset = space.offset(entry.place, row);
-            batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::spare(count as usize * BLOCK_SIZE)] });
-            match batch.wait(READ_DEADLINE).pop() {
-                Some(Outcome::Done(mut bufs)) => bufs.pop(),
-                _ => None,
-            }
-        };
-        let hit = self
-            .chunks
-            .get(&(group.id, column))
-            .is_some_and(|(first, buf)| *first <= row && row + rows <= first + (buf.len() / BLOCK_SIZE) as u32);
-        if !hit {
-            self.chunks.retain(|(id, _), _| *id == group.id);
-            let ahead = if self.chunks.remove(&(group.id, column)).is_some() { CHUNK_ROWS } else { FIRST_ROWS };
-            match fetch(ahead.max(rows).min(zone_rows - row)) {
-                Some(buf) => {
-                    self.chunks.insert((group.id, column), (row, buf));
-                }
-                // somewhere in the long read is a bad sector: just what is needed may be fine
-                None => return fetch(rows).map_or(Rows::Failed, |buf| Rows::Bytes(buf.to_vec())),
-            }
-        }
-        let (first, buf) = &self.chunks[&(group.id, column)];
-        let start = (row - first) as usize * BLOCK_SIZE;
-        Rows::Bytes(buf[start..start + rows as usize * BLOCK_SIZE].to_vec())
-    }
-}
-
-/// A convenience for callers that treat a full log as "commit instead".
+/// Whether an error of [`IntentLog::wait`] means "commit instead".
 pub fn is_full(error: &Error) -> bool {
     error.kind() == ErrorKind::NoSpace
 }

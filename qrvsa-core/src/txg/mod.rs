@@ -7,3 +7,4 @@ pub mod block;
 pub mod entry;
 pub mod gate;
 pub mod log;
+mod read;

@@ -85,3 +85,140 @@ fn what_is_not_answered_for_is_not_given_up_by_a_commit() {
     assert!(world.read(1, 0, data.len()).unwrap() == data);
     world.check();
 }
+
+/// Where the intent log lies on a disk.
+fn log_on(world: &World, disk: usize) -> Vec<std::ops::Range<u64>> {
+    let pool = world.pool();
+    let mut ranges = Vec::new();
+    for group in pool.log.segments() {
+        let len = u64::from(group.zone_rows()) * 4096;
+        let columns = group.columns.read();
+        for place in columns.iter().map(|c| c.place).filter(|p| usize::from(p.device) == disk) {
+            let start = pool.space.offset(place, 0);
+            ranges.push(start..start + len);
+        }
+    }
+    ranges
+}
+
+fn inject_at(world: &World, disk: usize, ranges: &[std::ops::Range<u64>], fault: &Fault) {
+    ranges.iter().for_each(|range| world.disks[disk].1.inject(fault.clone().within(range.clone())));
+}
+
+#[test]
+fn a_device_that_left_the_log_does_not_say_where_it_ends() {
+    let broken = Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Write).once();
+    for way in ["log", "uberblock", "else"] {
+        let mut world = World::new(geometry(1, 1), 2, 64, 1);
+        world.write(1, 0, &pattern(0, 4096));
+        world.fsync(1);
+        world.pool().commit().unwrap();
+        let logs = [log_on(&world, 0), log_on(&world, 1)];
+        match way {
+            "log" => inject_at(&world, 0, &logs[0], &broken),
+            "uberblock" => {
+                let ring = layout::RING_OFFSET..layout::RING_OFFSET + (1 << 20);
+                inject_at(&world, 0, &[ring], &broken);
+                world.pool().commit().unwrap();
+            }
+            _ => assert!(world.pool().space.members()[0].fail("a test")),
+        }
+        let committed = world.pool().committed_txg();
+        for i in 0..5u64 {
+            world.write(1, i * 4096, &pattern(i + 10, 4096));
+            world.fsync(1);
+            assert_eq!(world.pool().space.members()[0].state(), MemberState::Faulted, "{way}");
+            assert_eq!(world.pool().committed_txg(), committed + 1, "{way}: the fault is committed, once, fsync {i}");
+        }
+        world.crash(CrashMode::LoseAll);
+        inject_at(&world, 1, &logs[1], &Fault::new(Effect::Hang).on(Operation::Read));
+        let error = world.import(|_| true).map(|()| world.read(1, 16_384, 4096).unwrap() == pattern(14, 4096));
+        let error = error.expect_err("nothing tells that the log ends");
+        assert_eq!(error.kind(), crate::ErrorKind::Io, "{way}: {error}");
+        assert!(error.to_string().contains("disk1"), "{way}: {error}");
+        world.disks.iter().for_each(|d| d.1.clear_faults());
+        world.import(|_| true).unwrap();
+        for i in 0..5u64 {
+            assert!(world.read(1, i * 4096, 4096).unwrap() == pattern(i + 10, 4096), "{way}: fsync {i} is lost");
+        }
+        world.check();
+    }
+}
+
+#[test]
+fn a_log_on_disks_asleep_is_replayed_and_one_that_stays_silent_does_not_keep_the_others_waiting() {
+    let mut world = World::new(geometry(2, 1), 3, 64, 2);
+    world.pool().commit().unwrap();
+    let logs: Vec<_> = (0..3).map(|disk| log_on(&world, disk)).collect();
+    let mut expect = Vec::new();
+    for (round, hang) in [Fault::new(Effect::Hang).once(), Fault::new(Effect::Hang)].into_iter().enumerate() {
+        for silent in 0..3 {
+            for i in 0..40u64 {
+                let seed = (round * 3 + silent) as u64 * 100 + i;
+                world.write(1, i * 8192, &pattern(seed, 8192));
+                world.fsync(1);
+                expect.extend_from_slice(&pattern(seed, 8192));
+            }
+            world.crash(CrashMode::LoseAll);
+            let hung: Vec<usize> = if round == 0 { (0..3).collect() } else { vec![silent] };
+            for disk in hung {
+                inject_at(&world, disk, &logs[disk], &hang.clone().on(Operation::Read));
+                world.disks[disk].1.start_trace();
+            }
+            world.import(|_| true).unwrap();
+            assert!(world.read(1, 0, expect.len()).unwrap() == expect, "{round} {silent}");
+            expect.clear();
+            let trace = world.disks[silent].1.take_trace();
+            let of_log = |offset: u64| logs[silent].iter().any(|r| r.contains(&offset));
+            let reads = trace.iter().filter(|e| e.operation == Operation::Read && of_log(e.offset)).count();
+            assert!(reads <= 40, "{round} {silent}: {reads} reads of the log");
+            world.disks.iter().for_each(|d| d.1.clear_faults());
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn members_asleep_at_an_import_are_asked_again() {
+    let (mut world, data) = pool_with_an_object(100_000);
+    world.pool().close().unwrap();
+    for skip in 0..12 {
+        (0..4).for_each(|disk| {
+            let hang = Fault::new(Effect::Hang).on(Operation::Read).after(skip).once();
+            world.disks[disk].1.inject(hang);
+        });
+        world.import(|_| true).unwrap();
+        world.disks.iter().for_each(|d| d.1.clear_faults());
+        assert!(world.pool().warnings.lock().is_empty(), "{:?}", world.pool().warnings.lock());
+        errors_and_repairs(&world);
+        assert!(world.read(1, 0, data.len()).unwrap() == data);
+        world.pool().close().unwrap();
+    }
+}
+
+#[test]
+fn a_read_does_not_write_to_who_has_not_answered() {
+    let (world, data) = pool_with_an_object(300_000);
+    let read = || {
+        world.read(1, 0, 1).unwrap();
+        world.pool().records.drop_cache();
+        assert!(world.read(1, 0, data.len()).unwrap() == data);
+    };
+    let writes = || world.disks.iter().map(|d| d.1.counters().writes).collect::<Vec<_>>();
+    let before = writes();
+    for disk in 0..4 {
+        world.disks[disk].1.inject(Fault::new(Effect::Hang).on(Operation::Read));
+        read();
+        world.disks[disk].1.clear_faults();
+        assert_eq!(writes(), before, "disk {disk}");
+    }
+    assert_eq!(errors_and_repairs(&world), (0, 0));
+    // an error is answered for
+    (0..2).for_each(|disk| {
+        world.disks[disk].1.inject(Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Read));
+    });
+    read();
+    assert!(errors_and_repairs(&world).1 > 0);
+    world.disks.iter().for_each(|d| d.1.clear_faults());
+    world.check();
+}

@@ -163,6 +163,11 @@ pub enum MemberState {
 }
 
 impl MemberState {
+    /// Whether the pool reads and writes a member in this state.
+    pub fn in_service(self) -> bool {
+        matches!(self, MemberState::Online | MemberState::Rebuilding | MemberState::Leaving)
+    }
+
     /// All states, by their code.
     const ALL: [MemberState; 6] = [
         MemberState::Online,

@@ -22,7 +22,7 @@ pub struct UberMember {
 impl UberMember {
     /// Whether it took part in this transaction group.
     pub fn in_service(&self) -> bool {
-        matches!(self.state, MemberState::Online | MemberState::Rebuilding | MemberState::Leaving)
+        self.state.in_service()
     }
 }
 
