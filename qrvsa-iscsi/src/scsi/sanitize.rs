@@ -1,6 +1,7 @@
 //! SANITIZE and FORMAT UNIT (SBC-3 5.3, 5.28): the whole medium is made to read as something else. The work runs in a thread of its own;
 //! while it does, and after it has failed, the medium cannot be used.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
@@ -14,13 +15,16 @@ use super::call::{Call, Outcome, Refusal};
 use super::limits::PIECE_BYTES;
 use super::sense::{BUSY, Sense};
 use super::unit::{Shape, Unit};
-use crate::backing::Failure;
+use crate::backing::{Failure, FailureKind};
 
 /// Bytes overwritten in a second at most: other units want to be served meanwhile.
 const PACE_BYTES_PER_S: u64 = 256 << 20;
 /// Overwriting a unit takes no less than this: a small one is not a reason for a burst of writes, and whoever has aborted the command
 /// in error can still see that the work goes on.
 const OVERWRITE_MIN: Duration = Duration::from_secs(6);
+
+/// Commands that had begun before are waited for in steps of this length.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 const IDLE: u8 = 0;
 const SANITIZING: u8 = 1;
@@ -34,11 +38,21 @@ const FAILED_UNRESTRICTED: u8 = 4;
 pub(crate) struct Sanitize {
     state: AtomicU8,
     progress: AtomicU16,
-    waiter: Mutex<Option<Waiter>>,
+    desk: Mutex<Desk>,
     changed: Condvar,
     /// Tests need not wait.
     #[cfg(test)]
     pub(crate) hasty: AtomicBool,
+}
+
+/// Who is concerned with the work.
+#[derive(Debug, Default)]
+struct Desk {
+    waiter: Option<Waiter>,
+    /// A thread is at work, or will be in a moment.
+    working: bool,
+    /// The unit goes: nothing begins any more, and what is under way stops.
+    stopped: bool,
 }
 
 /// The command that waits for the end of the work.
@@ -75,46 +89,88 @@ impl Sanitize {
         OVERWRITE_MIN
     }
 
-    /// Lets the waiting command go, if it is of this session and has this tag (`None`: any).
-    pub(crate) fn abandon(&self, tsih: Option<u16>, task_tag: Option<u32>) {
-        if let Some(waiter) = self.waiter.lock().as_mut()
-            && tsih.is_none_or(|tsih| tsih == waiter.tsih)
-            && task_tag.is_none_or(|tag| tag == waiter.task_tag)
+    /// Lets the waiting command go, if `whose` says so of its session's TSIH and its task tag.
+    pub(crate) fn abandon(&self, whose: impl Fn(u16, u32) -> bool) {
+        if let Some(waiter) = self.desk.lock().waiter.as_mut()
+            && whose(waiter.tsih, waiter.task_tag)
         {
             waiter.abandoned = true;
             self.changed.notify_all();
         }
     }
 
-    fn finish(&self, state: u8, result: Result<(), Failure>) {
-        let mut waiter = self.waiter.lock();
-        self.state.store(state, Ordering::Release);
-        if let Some(waiter) = waiter.as_mut() {
-            waiter.result = Some(result);
-            self.changed.notify_all();
+    /// Stops the work that is under way, and lets no other begin. `false`: it has not stopped within that time.
+    pub(crate) fn stop(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut desk = self.desk.lock();
+        desk.stopped = true;
+        if let Some(waiter) = desk.waiter.as_mut() {
+            waiter.abandoned = true;
         }
+        self.changed.notify_all();
+        while desk.working && !self.changed.wait_until(&mut desk, deadline).timed_out() {}
+        !desk.working
+    }
+
+    fn stopped(&self) -> bool {
+        self.desk.lock().stopped
+    }
+
+    /// Waits until then. `false`: the work has to stop.
+    fn goes_on(&self, until: Instant) -> bool {
+        let mut desk = self.desk.lock();
+        while !desk.stopped && !self.changed.wait_until(&mut desk, until).timed_out() {}
+        !desk.stopped
+    }
+
+    /// The work is over; the unit is in this state (`None`: the one it was in), and this is its result.
+    fn finish(&self, state: Option<u8>, result: Option<Result<(), Failure>>) {
+        let mut desk = self.desk.lock();
+        if let Some(state) = state {
+            self.state.store(state, Ordering::Release);
+        }
+        if let Some(waiter) = desk.waiter.as_mut() {
+            waiter.abandoned |= result.is_none();
+            waiter.result = result;
+        }
+        desk.working = false;
+        self.changed.notify_all();
+    }
+
+    /// It did not come to the work: all is as before.
+    fn undo(&self, before: u8) {
+        let mut desk = self.desk.lock();
+        self.state.store(before, Ordering::Release);
+        desk.waiter = None;
+        desk.working = false;
+        self.changed.notify_all();
     }
 
     /// Waits for the end of the work; `None`: the command was aborted.
     fn wait(&self) -> Option<Result<(), Failure>> {
-        let mut slot = self.waiter.lock();
+        let mut desk = self.desk.lock();
         loop {
-            match slot.as_mut() {
-                Some(waiter) if waiter.result.is_none() && !waiter.abandoned => self.changed.wait(&mut slot),
-                Some(_) => return slot.take().and_then(|w| w.result),
+            match &desk.waiter {
+                Some(waiter) if waiter.result.is_none() && !waiter.abandoned => self.changed.wait(&mut desk),
+                Some(_) => return desk.waiter.take().and_then(|w| w.result),
                 None => return None,
             }
         }
     }
 
-    fn begin(&self, what: u8) -> Result<(), Sense> {
-        for from in [IDLE, FAILED, FAILED_UNRESTRICTED] {
-            if self.state.compare_exchange(from, what, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                self.progress.store(0, Ordering::Relaxed);
-                return Ok(());
-            }
+    /// Takes the unit for the work, with the command that waits for it; answers the state before.
+    fn begin(&self, what: u8, waiter: Option<Waiter>) -> Result<u8, Sense> {
+        let mut desk = self.desk.lock();
+        let before = self.state.load(Ordering::Acquire);
+        // a command that is about to give its answer has the place still
+        if desk.stopped || desk.working || desk.waiter.is_some() {
+            return Err(self.readiness().err().unwrap_or(Sense::NOT_READY));
         }
-        self.readiness()
+        self.progress.store(0, Ordering::Relaxed);
+        self.state.store(what, Ordering::Release);
+        desk.waiter = waiter;
+        desk.working = true;
+        Ok(before)
     }
 }
 
@@ -133,14 +189,10 @@ enum Work {
     Erase,
 }
 
-fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
+/// Does the work. `false`: it was stopped.
+fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<bool, Failure> {
     let size = shape.blocks() * u64::from(shape.block);
     let begun = Instant::now();
-    let pace = |done: u64, all: u64| {
-        let by_rate = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
-        let by_share = unit.sanitize.overwrite_min().mul_f64(done as f64 / all.max(1) as f64);
-        std::thread::sleep(by_rate.max(by_share).saturating_sub(begun.elapsed()));
-    };
     let set = |done: u64, times: u8, time: u8| {
         let all = u128::from(size.max(1)) * u128::from(times.max(1));
         let part = (u128::from(size) * u128::from(time) + u128::from(done)) * 65535 / all;
@@ -151,6 +203,9 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
             let piece = PIECE_BYTES << 12;
             let mut at = 0;
             while at < size {
+                if unit.sanitize.stopped() {
+                    return Ok(false);
+                }
                 let bytes = piece.min(size - at);
                 shape.backing.unmap(at, bytes)?;
                 at += bytes;
@@ -158,7 +213,13 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
             }
         }
         Work::Overwrite { pattern, times } => {
-            let Some(buf) = piece_of(pattern, shape.block) else { return Ok(()) };
+            let Some(buf) = piece_of(pattern, shape.block) else { return Ok(true) };
+            let all = size.saturating_mul(u64::from(*times));
+            let due = |done: u64| {
+                let by_rate = Duration::from_millis(done.saturating_mul(1000) / PACE_BYTES_PER_S);
+                let by_share = unit.sanitize.overwrite_min().mul_f64(done as f64 / all.max(1) as f64);
+                begun + by_rate.max(by_share)
+            };
             for time in 0..*times {
                 let mut at = 0;
                 while at < size {
@@ -167,47 +228,64 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<(), Failure> {
                     shape.backing.write(at, part, false)?;
                     at += bytes;
                     set(at, *times, time);
-                    pace(size * u64::from(time) + at, size * u64::from(*times));
+                    if !unit.sanitize.goes_on(due(size.saturating_mul(u64::from(time)).saturating_add(at))) {
+                        return Ok(false);
+                    }
                 }
             }
         }
     }
-    shape.backing.flush()
+    shape.backing.flush()?;
+    Ok(true)
+}
+
+/// All of the work, in a thread of its own.
+fn carry_out(unit: &Unit, shape: &Shape, work: &Work, unrestricted: bool) {
+    // what had begun before ends before
+    while !unit.ranges.drain(DRAIN_PATIENCE) {
+        if unit.sanitize.stopped() {
+            return unit.sanitize.finish(None, None);
+        }
+        tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", unit.lun);
+    }
+    unit.watch.written_all();
+    let result = catch_unwind(AssertUnwindSafe(|| run(unit, shape, work))).unwrap_or_else(|_| {
+        Err(Failure { kind: FailureKind::Unwritable, text: "the storage panicked; this is a bug".into(), offset: None })
+    });
+    unit.threshold.freed();
+    match result {
+        _ if unit.sanitize.stopped() => unit.sanitize.finish(None, None),
+        Ok(_) => unit.sanitize.finish(Some(IDLE), Some(Ok(()))),
+        Err(failure) => {
+            tracing::error!("LUN {}: sanitizing failed: {failure}", unit.lun);
+            let state = if unrestricted { FAILED_UNRESTRICTED } else { FAILED };
+            unit.sanitize.finish(Some(state), Some(Err(failure)));
+        }
+    }
 }
 
 fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool) -> Outcome {
-    call.unit.sanitize.begin(what)?;
-    // what had begun before ends before
-    while !call.unit.ranges.drain(Duration::from_secs(60)) {
-        tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", call.unit.lun);
-    }
     let (unit, shape): (Arc<Unit>, Arc<Shape>) = (call.unit.clone(), call.unit.shape_arc());
-    unit.watch.written_all();
-    *unit.sanitize.waiter.lock() =
+    let sanitize = &call.unit.sanitize;
+    let waiter =
         (!immediate).then(|| Waiter { tsih: call.nexus.tsih, task_tag: call.task_tag, abandoned: false, result: None });
-    let work = move || {
-        let result = run(&unit, &shape, &work);
-        let state = match &result {
-            Ok(()) => IDLE,
-            Err(failure) => {
-                tracing::error!("LUN {}: sanitizing failed: {failure}", unit.lun);
-                if unrestricted { FAILED_UNRESTRICTED } else { FAILED }
-            }
-        };
-        unit.threshold.freed();
-        unit.sanitize.finish(state, result);
-    };
+    let before = sanitize.begin(what, waiter)?;
+    // From here on whoever ends the command finds it; what was ended until now does not begin.
+    if call.units.has_ended(call.nexus, call.task_tag) {
+        sanitize.undo(before);
+        return Err(Refusal::Status(BUSY));
+    }
+    let work = move || carry_out(&unit, &shape, &work, unrestricted);
     let name = format!("sanitize-{}", call.unit.lun);
     if let Err(error) = std::thread::Builder::new().name(name).spawn(work) {
         tracing::error!("LUN {}: no thread to sanitize: {error}", call.unit.lun);
-        call.unit.sanitize.waiter.lock().take();
-        call.unit.sanitize.state.store(IDLE, Ordering::Release);
+        sanitize.undo(before);
         return Err(Sense::new(4, 0x44, 0x00).into());
     }
     if immediate {
         return Ok(Vec::new());
     }
-    match call.unit.sanitize.wait() {
+    match sanitize.wait() {
         Some(Ok(())) => Ok(Vec::new()),
         Some(Err(failure)) => Err(call.failed(&failure)),
         // nobody waits for an answer

@@ -186,6 +186,9 @@ impl TargetUnits {
         self.units.store(Arc::new(units));
         self.end_tasks(None, Some(lun::encode(number)), None);
         let deadline = Instant::now() + REMOVAL_PATIENCE;
+        if !unit.sanitize.stop(REMOVAL_PATIENCE) {
+            tracing::warn!("{} LUN {number}: removed while its storage hangs in being sanitized", self.name);
+        }
         if !unit.ranges.drain(REMOVAL_PATIENCE) {
             tracing::warn!("{} LUN {number}: removed with commands still running", self.name);
         }
@@ -318,6 +321,15 @@ impl TargetUnits {
         results.into_iter().try_for_each(|(lun, result)| result.map_err(|f| format!("LUN {lun}: {f}")))
     }
 
+    /// Ends work in the background (SANITIZE, FORMAT UNIT) for good; the units take no more of it. Storage that hangs is waited for 10 s.
+    pub fn stop(&self) {
+        for unit in self.units.load().values() {
+            if !unit.sanitize.stop(REMOVAL_PATIENCE) {
+                tracing::warn!("{} LUN {}: its storage hangs in being sanitized", self.name, unit.lun);
+            }
+        }
+    }
+
     pub(crate) fn unit(&self, number: u64) -> Option<Arc<Unit>> {
         self.units.load().get(&number).cloned()
     }
@@ -344,6 +356,18 @@ impl TargetUnits {
         if let Some(observer) = self.task_end.get() {
             observer.end_tasks(nexuses, lun, spare);
         }
+        let meant = |tsih| {
+            nexuses.is_none_or(|list| list.iter().any(|n| n.tsih == tsih)) && spare.is_none_or(|n| n.tsih != tsih)
+        };
+        let number = lun.map(lun::decode);
+        for unit in self.units.load().values().filter(|u| number.is_none_or(|n| n == Some(u.lun))) {
+            unit.sanitize.abandon(|tsih, _| meant(tsih));
+        }
+    }
+
+    /// Whether a task was ended while it is carried out.
+    pub(crate) fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
+        self.task_end.get().is_some_and(|observer| observer.has_ended(nexus, task_tag))
     }
 
     fn key(&self, kind: &str, number: u64) -> String {
@@ -503,9 +527,17 @@ impl TargetUnits {
         let hit: Vec<_> = units.values().filter(|u| only.is_none_or(|n| n == u.lun)).collect();
         self.end_tasks(None, only.map(lun::encode), by);
         for unit in hit {
-            unit.sanitize.abandon(None, None);
+            // those of `by` too, which the session side has ended
+            unit.sanitize.abandon(|_, _| true);
             unit.reset(attention);
         }
+    }
+}
+
+/// Nobody can ask for the units any more: nothing works on their storage either.
+impl Drop for TargetUnits {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -531,6 +563,12 @@ impl DeviceServer for TargetUnits {
         self.copy_results.forget(nexus.tsih);
         for unit in self.units.load().values() {
             unit.close_nexus(nexus);
+        }
+    }
+
+    fn tasks_ended(&self, nexus: &Arc<Nexus>) {
+        for unit in self.units.load().values() {
+            unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih);
         }
     }
 
@@ -565,10 +603,12 @@ impl DeviceServer for TargetUnits {
         let (Some(number), Some(unit)) = (number, unit) else { return ManagementAnswer::LunDoesNotExist };
         match function {
             Management::LogicalUnitReset => self.reset_units(Some(number), Attention::UNIT_RESET, Some(nexus)),
-            Management::AbortTask(tag) => unit.sanitize.abandon(Some(nexus.tsih), Some(tag)),
-            Management::AbortTaskSet => unit.sanitize.abandon(Some(nexus.tsih), None),
+            Management::AbortTask(tag) => {
+                unit.sanitize.abandon(|tsih, task_tag| (tsih, task_tag) == (nexus.tsih, tag));
+            }
+            Management::AbortTaskSet => unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih),
             Management::ClearTaskSet => {
-                unit.sanitize.abandon(None, None);
+                unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih);
                 let others = unit.live(|other| other.tsih != nexus.tsih);
                 self.end_tasks(Some(&others), Some(lun_field), None);
                 unit.attend_others(Attention::COMMANDS_CLEARED, nexus);

@@ -50,6 +50,12 @@ impl TaskEnd for Ender {
             target.end_tasks(nexuses, lun, spare);
         }
     }
+
+    fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
+        let session = self.0.upgrade().and_then(|target| target.find(&|s| s.nexus.tsih == nexus.tsih));
+        // without its session nobody waits for it
+        session.is_none_or(|session| session.has_ended(task_tag))
+    }
 }
 
 impl Target {

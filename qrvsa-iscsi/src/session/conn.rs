@@ -694,6 +694,7 @@ impl Conn {
             return;
         };
         session.end_tasks(&|_| true);
+        session.target.server().tasks_ended(&session.nexus);
         self.ready.clear();
         self.held.clear();
         self.receiving.clear();

@@ -160,6 +160,7 @@ impl Conn {
         if let Some(session) = &self.session {
             session.link.lock().state = "logging out";
             waits_for = session.end_tasks(&|_| true);
+            session.target.server().tasks_ended(&session.nexus);
         }
         self.purge();
         self.logout_by = None;

@@ -106,3 +106,63 @@ fn a_unit_without_storage_is_there_and_not_ready() {
     assert_eq!(world.good(&nexus, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 64, 0], &[])[15], 7);
     assert!(world.units.add_unavailable(1, named).is_err(), "a unit that serves stays");
 }
+
+/// A world whose LUN 2 takes hours to overwrite, and its storage.
+fn large() -> (World, Arc<Nexus>, Arc<crate::backing::NullBacking>) {
+    let world = World::new();
+    let disk = Arc::new(crate::backing::NullBacking::new(1 << 40));
+    world.units.add_unit(2, config(), disk.clone()).expect("adds");
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    (world, nexus, disk)
+}
+
+const OVERWRITE: [u8; 10] = [0x48, 1, 0, 0, 0, 0, 0, 0, 5, 0];
+
+fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !happened() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_sanitizing_that_has_to_wait_lets_its_command_go() {
+    let (world, nexus, _disk) = large();
+    let unit = world.units.unit(2).expect("unit");
+    std::thread::scope(|scope| {
+        let hold = unit.ranges.enter(0, 8, false);
+        let command = scope.spawn(|| world.run_on(2, &nexus, &OVERWRITE, &[1, 0, 0, 1, 9]));
+        until("it never began", || sense(&world.run_on(2, &nexus, &[0; 6], &[])) == Some((2, 4, 0x1b)));
+        world.units.tasks_ended(&world.fresh(7));
+        assert!(!command.is_finished(), "the tasks of somebody else");
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("its session waits for it", || {
+                world.units.tasks_ended(&nexus);
+                command.is_finished()
+            });
+        }));
+        drop(hold);
+        assert!(ended.is_ok());
+        assert_eq!(command.join().expect("joins").status, 8);
+    });
+    assert_eq!(sense(&world.run_on(2, &nexus, &[0; 6], &[])), Some((2, 4, 0x1b)), "the work goes on");
+}
+
+#[test]
+fn sanitizing_stops_where_its_unit_goes() {
+    let (world, nexus, disk) = large();
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| world.run_on(2, &nexus, &OVERWRITE, &[1, 0, 0, 1, 9]));
+        until("it never began", || sense(&world.run_on(2, &nexus, &[0; 6], &[])) == Some((2, 4, 0x1b)));
+        world.units.remove_unit(2).expect("removes");
+        assert_eq!(command.join().expect("joins").status, 8);
+    });
+    until("the storage is held", || Arc::strong_count(&disk) == 1);
+    world.units.add_unit(2, config(), disk.clone()).expect("adds");
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    assert_eq!(world.run_on(2, &nexus, &[0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0], &[1, 0, 0, 1, 9]).status, 0);
+    drop(world);
+    until("the storage is held", || Arc::strong_count(&disk) == 1);
+}
