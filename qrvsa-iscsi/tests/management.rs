@@ -58,7 +58,7 @@ fn tasks_that_are_not_there() {
     let request = i.manage(1, 0x7777, missing);
     assert_eq!(answer(&mut i, request), 0);
     assert_eq!(i.run(NONE, 0, &[0xc4, 1], &[]).0.status(), 0, "its number is used up");
-    for (function, code) in [(8, 4), (3, 0), (9, 255), (0, 255)] {
+    for (function, code) in [(8, 4), (3, 0), (9, 5), (14, 5), (0, 5)] {
         let request = i.manage(function, 0x7777, 0);
         assert_eq!(answer(&mut i, request), code, "function {function}");
     }
@@ -95,4 +95,34 @@ fn a_cold_reset_drops_all_connections() {
     assert!(i.closed());
     assert!(other.closed());
     bench.until_sessions(0);
+}
+
+#[test]
+fn a_cold_reset_is_answered_when_it_had_to_wait() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let request = i.manage(7, 0, 0);
+    i.ping();
+    bench.device.release(1);
+    assert_eq!(answer(&mut i, request), 0);
+    assert!(i.closed());
+    bench.until_sessions(0);
+}
+
+#[test]
+fn a_unit_has_one_number_however_it_is_addressed() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    for function in [1, 2, 5] {
+        let (tag, head) = i.command_head(NONE, 0, &[0xc0]);
+        i.send_numbered(head.byte(8, 0x40), &[]);
+        bench.device.until_waiting(1);
+        let request = i.manage(function, tag, i.cmd_sn - 1);
+        i.ping();
+        bench.device.release(1);
+        assert_eq!(answer(&mut i, request), 0, "function {function}");
+        i.ping(); // and no answer to the command
+    }
 }
