@@ -167,8 +167,13 @@ pub trait DeviceServer: Send + Sync {
 /// How the SCSI side has tasks ended that the session side keeps (CLEAR TASK SET, resets, PREEMPT AND ABORT).
 pub trait TaskEnd: Send + Sync {
     /// Ends the tasks of these nexuses (`None`: all of them) for a logical unit (`None`: all): no response is sent for them,
-    /// except to `spare`.
-    fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>);
+    /// except to `spare`. Answers the nexuses that had such tasks.
+    fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>>;
 
     /// Whether the task of this nexus with this tag, which is in [`DeviceServer::execute`], has been ended. A command that is about to
     /// wait for long asks once it can be woken, so that no end is missed.

@@ -352,10 +352,14 @@ impl TargetUnits {
         }
     }
 
-    pub(crate) fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>) {
-        if let Some(observer) = self.task_end.get() {
-            observer.end_tasks(nexuses, lun, spare);
-        }
+    /// As [`TaskEnd::end_tasks`].
+    pub(crate) fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>> {
+        let hit = self.task_end.get().map(|observer| observer.end_tasks(nexuses, lun, spare)).unwrap_or_default();
         let meant = |tsih| {
             nexuses.is_none_or(|list| list.iter().any(|n| n.tsih == tsih)) && spare.is_none_or(|n| n.tsih != tsih)
         };
@@ -363,6 +367,7 @@ impl TargetUnits {
         for unit in self.units.load().values().filter(|u| number.is_none_or(|n| n == Some(u.lun))) {
             unit.sanitize.abandon(|tsih, _| meant(tsih));
         }
+        hit
     }
 
     /// Whether a task was ended while it is carried out.
@@ -610,8 +615,9 @@ impl DeviceServer for TargetUnits {
             Management::ClearTaskSet => {
                 unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih);
                 let others = unit.live(|other| other.tsih != nexus.tsih);
-                self.end_tasks(Some(&others), Some(lun_field), None);
-                unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
+                // who had no command there has nothing to hear (SAM-5 7.5)
+                let hit = self.end_tasks(Some(&others), Some(lun_field), None);
+                unit.attend(Attention::COMMANDS_CLEARED, |other| hit.iter().any(|n| n.tsih == other.tsih));
             }
             _ => {}
         }

@@ -10,8 +10,8 @@ use super::task::TaskControl;
 use super::tx::Data;
 use crate::pdu::build;
 use crate::pdu::{Bhs, RejectReason, serial_before};
-use crate::service::counters::lun_number;
 use crate::scsi::{Management as Function, ManagementAnswer};
+use crate::service::counters::lun_number;
 
 /// Answers (RFC 7143 11.6.1).
 const COMPLETE: u8 = 0;
@@ -104,7 +104,8 @@ impl Conn {
         let bhs = &management.bhs;
         let (tag, lun, number) = (bhs.word20(), bhs.lun(), bhs.word32());
         let Some(session) = self.session.clone() else { return (NO_TASK, Vec::new()) };
-        let found = |t: &TaskControl| t.task_tag == tag && lun_number(t.lun) == lun_number(lun) && t.serial < management.before;
+        let found =
+            |t: &TaskControl| t.task_tag == tag && lun_number(t.lun) == lun_number(lun) && t.serial < management.before;
         if session.tasks.lock().values().any(|t| found(t)) {
             return (COMPLETE, session.end_tasks(&found));
         }

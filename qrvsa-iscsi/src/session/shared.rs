@@ -130,10 +130,15 @@ impl Session {
 
     /// Marks tasks as ended, and returns those that the device server has in hand.
     pub(crate) fn end_tasks(&self, which: &dyn Fn(&TaskControl) -> bool) -> Vec<Arc<TaskControl>> {
+        self.end_some(which).1
+    }
+
+    /// The same, and whether there was a task that nobody had ended before.
+    pub(crate) fn end_some(&self, which: &dyn Fn(&TaskControl) -> bool) -> (bool, Vec<Arc<TaskControl>>) {
         let mut running = Vec::new();
-        let mut any = false;
+        let (mut any, mut news) = (false, false);
         for task in self.all_tasks().into_iter().filter(|t| which(t)) {
-            task.end();
+            news |= task.end();
             any = true;
             if task.running() {
                 running.push(task);
@@ -142,7 +147,7 @@ impl Session {
         if any {
             self.mailbox.post(Event::TasksEnded);
         }
-        running
+        (news, running)
     }
 
     pub(crate) fn set_ended(&self) {
