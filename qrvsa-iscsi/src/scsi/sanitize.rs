@@ -32,6 +32,11 @@ const FORMATTING: u8 = 2;
 const FAILED: u8 = 3;
 /// As before, and EXIT FAILURE MODE may end it.
 const FAILED_UNRESTRICTED: u8 = 4;
+/// A FORMAT UNIT has failed: another one, or a SANITIZE, ends that.
+const FORMAT_FAILED: u8 = 5;
+
+const FORMAT_COMMAND_FAILED: Sense = Sense::new(3, 0x31, 0x01);
+const SANITIZE_COMMAND_FAILED: Sense = Sense::new(3, 0x31, 0x03);
 
 /// Where a unit is with it.
 #[derive(Debug, Default)]
@@ -62,7 +67,7 @@ struct Waiter {
     task_tag: u32,
     /// It has been aborted: the work goes on without it.
     abandoned: bool,
-    result: Option<Result<(), Failure>>,
+    result: Option<Result<(), Sense>>,
 }
 
 impl Sanitize {
@@ -77,7 +82,8 @@ impl Sanitize {
             IDLE => Ok(()),
             SANITIZING => Err(Sense::new(2, 0x04, 0x1b).progress(progress)),
             FORMATTING => Err(Sense::new(2, 0x04, 0x04).progress(progress)),
-            _ => Err(Sense::new(3, 0x31, 0x03)),
+            FORMAT_FAILED => Err(FORMAT_COMMAND_FAILED),
+            _ => Err(SANITIZE_COMMAND_FAILED),
         }
     }
 
@@ -124,7 +130,7 @@ impl Sanitize {
     }
 
     /// The work is over; the unit is in this state (`None`: the one it was in), and this is its result.
-    fn finish(&self, state: Option<u8>, result: Option<Result<(), Failure>>) {
+    fn finish(&self, state: Option<u8>, result: Option<Result<(), Sense>>) {
         let mut desk = self.desk.lock();
         if let Some(state) = state {
             self.state.store(state, Ordering::Release);
@@ -147,7 +153,7 @@ impl Sanitize {
     }
 
     /// Waits for the end of the work; `None`: the command was aborted.
-    fn wait(&self) -> Option<Result<(), Failure>> {
+    fn wait(&self) -> Option<Result<(), Sense>> {
         let mut desk = self.desk.lock();
         loop {
             match &desk.waiter {
@@ -158,13 +164,20 @@ impl Sanitize {
         }
     }
 
-    /// Takes the unit for the work, with the command that waits for it; answers the state before.
-    fn begin(&self, what: u8, waiter: Option<Waiter>) -> Result<u8, Sense> {
+    /// Takes the unit for the work, with the command that waits for it; answers the state before. After a sanitizing that failed in
+    /// restricted completion mode nothing but another such one leads out (SBC-4 4.11).
+    fn begin(&self, what: u8, unrestricted: bool, waiter: Option<Waiter>) -> Result<u8, Sense> {
         let mut desk = self.desk.lock();
         let before = self.state.load(Ordering::Acquire);
         // a command that is about to give its answer has the place still
         if desk.stopped || desk.working || desk.waiter.is_some() {
             return Err(self.readiness().err().unwrap_or(Sense::NOT_READY));
+        }
+        match before {
+            IDLE | FORMAT_FAILED => {}
+            FAILED if what == SANITIZING && unrestricted => return Err(Sense::cdb_field(1, 5)),
+            FAILED | FAILED_UNRESTRICTED if what == SANITIZING => {}
+            _ => return Err(self.readiness().err().unwrap_or(Sense::NOT_READY)),
         }
         self.progress.store(0, Ordering::Relaxed);
         self.state.store(what, Ordering::Release);
@@ -240,7 +253,7 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<bool, Failure> {
 }
 
 /// All of the work, in a thread of its own.
-fn carry_out(unit: &Unit, shape: &Shape, work: &Work, unrestricted: bool) {
+fn carry_out(unit: &Unit, shape: &Shape, what: u8, work: &Work, unrestricted: bool) {
     // what had begun before ends before
     while !unit.ranges.drain(DRAIN_PATIENCE) {
         if unit.sanitize.stopped() {
@@ -257,9 +270,16 @@ fn carry_out(unit: &Unit, shape: &Shape, work: &Work, unrestricted: bool) {
         _ if unit.sanitize.stopped() => unit.sanitize.finish(None, None),
         Ok(_) => unit.sanitize.finish(Some(IDLE), Some(Ok(()))),
         Err(failure) => {
-            tracing::error!("LUN {}: sanitizing failed: {failure}", unit.lun);
-            let state = if unrestricted { FAILED_UNRESTRICTED } else { FAILED };
-            unit.sanitize.finish(Some(state), Some(Err(failure)));
+            tracing::error!(
+                "LUN {}: sanitizing failed: {failure}; its medium cannot be used until it is repeated",
+                unit.lun
+            );
+            let (state, sense) = match (what, unrestricted) {
+                (FORMATTING, _) => (FORMAT_FAILED, FORMAT_COMMAND_FAILED),
+                (_, true) => (FAILED_UNRESTRICTED, SANITIZE_COMMAND_FAILED),
+                (_, false) => (FAILED, SANITIZE_COMMAND_FAILED),
+            };
+            unit.sanitize.finish(Some(state), Some(Err(sense)));
         }
     }
 }
@@ -269,13 +289,13 @@ fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool)
     let sanitize = &call.unit.sanitize;
     let waiter =
         (!immediate).then(|| Waiter { tsih: call.nexus.tsih, task_tag: call.task_tag, abandoned: false, result: None });
-    let before = sanitize.begin(what, waiter)?;
+    let before = sanitize.begin(what, unrestricted, waiter)?;
     // From here on whoever ends the command finds it; what was ended until now does not begin.
     if call.units.has_ended(call.nexus, call.task_tag) {
         sanitize.undo(before);
         return Err(Refusal::Status(BUSY));
     }
-    let work = move || carry_out(&unit, &shape, &work, unrestricted);
+    let work = move || carry_out(&unit, &shape, what, &work, unrestricted);
     let name = format!("sanitize-{}", call.unit.lun);
     if let Err(error) = std::thread::Builder::new().name(name).spawn(work) {
         tracing::error!("LUN {}: no thread to sanitize: {error}", call.unit.lun);
@@ -287,7 +307,7 @@ fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool)
     }
     match sanitize.wait() {
         Some(Ok(())) => Ok(Vec::new()),
-        Some(Err(failure)) => Err(call.failed(&failure)),
+        Some(Err(sense)) => Err(sense.into()),
         // nobody waits for an answer
         None => Err(Refusal::Status(BUSY)),
     }
@@ -339,7 +359,7 @@ pub(crate) fn exit_failure(call: &Call) -> Outcome {
     }
 }
 
-/// FORMAT UNIT: everything reads as zero afterwards. Defect lists are empty, the block length stays, protection there is none.
+/// FORMAT UNIT: everything reads as zero afterwards. It looks at the medium itself: one that a failed one has left is no reason against it. Defect lists are empty, the block length stays, protection there is none.
 pub(crate) fn format(call: &Call) -> Outcome {
     check_writable(call)?;
     let (protection, long, with_list, format) =
@@ -379,7 +399,10 @@ fn check_reserved(call: &Call) -> Result<(), Refusal> {
 
 fn check_writable(call: &Call) -> Result<(), Refusal> {
     call.unit.medium_readiness(call.shape)?;
-    if call.write_protected() { Err(Sense::WRITE_PROTECTED.into()) } else { Ok(()) }
+    if call.shape.read_only {
+        return Err(Sense::WRITE_PROTECTED.into());
+    }
+    if call.unit.pages.read().write_protect() { Err(Sense::new(7, 0x27, 0x02).into()) } else { Ok(()) }
 }
 
 #[cfg(test)]

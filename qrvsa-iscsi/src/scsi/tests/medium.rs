@@ -166,3 +166,53 @@ fn sanitizing_stops_where_its_unit_goes() {
     drop(world);
     until("the storage is held", || Arc::strong_count(&disk) == 1);
 }
+
+/// A world whose LUN 2 fails.
+fn failing(kept: Arc<Kept>) -> (World, Arc<Nexus>, Arc<Managed>) {
+    let world = World::with(kept, config());
+    let disk = Arc::new(Managed::new());
+    disk.fails.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.units.add_unit(2, config(), disk.clone()).expect("adds");
+    world.units.unit(2).expect("unit").sanitize.hasty.store(true, std::sync::atomic::Ordering::Relaxed);
+    let nexus = world.fresh(1);
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    (world, nexus, disk)
+}
+
+const FORMAT: [u8; 6] = [0x04, 0, 0, 0, 0, 0];
+/// OVERWRITE with AUSE.
+const OVERWRITE_AUSE: [u8; 10] = [0x48, 0x21, 0, 0, 0, 0, 0, 0, 5, 0];
+const EXIT_FAILURE: [u8; 10] = [0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0];
+const NINES: [u8; 5] = [1, 0, 0, 1, 9];
+
+#[test]
+fn a_format_that_failed_can_be_repeated() {
+    let (world, nexus, disk) = failing(Arc::default());
+    let run = |cdb: &[u8], data: &[u8]| sense(&world.run_on(2, &nexus, cdb, data));
+    assert_eq!(run(&FORMAT, &[]), Some((3, 0x31, 1)));
+    assert_eq!(run(&[0; 6], &[]), Some((3, 0x31, 1)));
+    assert_eq!(run(&EXIT_FAILURE, &[]), Some((3, 0x31, 1)), "that is for sanitizing");
+    assert_eq!(run(&FORMAT, &[]), Some((3, 0x31, 1)));
+    disk.fails.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!((run(&FORMAT, &[]), run(&[0; 6], &[])), (None, None));
+    disk.fails.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(run(&FORMAT, &[]), Some((3, 0x31, 1)));
+    disk.fails.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!((run(&OVERWRITE, &NINES), run(&[0; 6], &[])), (None, None), "a SANITIZE does as well");
+}
+
+#[test]
+fn restricted_completion_is_not_escaped() {
+    let (world, nexus, disk) = failing(Arc::default());
+    let run = |cdb: &[u8], data: &[u8]| sense(&world.run_on(2, &nexus, cdb, data));
+    assert_eq!(run(&OVERWRITE_AUSE, &NINES), Some((3, 0x31, 3)));
+    assert_eq!(run(&FORMAT, &[]), Some((3, 0x31, 3)), "a format does not do for a sanitizing");
+    assert_eq!((run(&EXIT_FAILURE, &[]), run(&[0; 6], &[])), (None, None));
+    assert_eq!(run(&OVERWRITE, &NINES), Some((3, 0x31, 3)));
+    let refused = world.run_on(2, &nexus, &OVERWRITE_AUSE, &NINES);
+    assert_eq!((sense(&refused), &refused.sense[15..18]), (Some((5, 0x24, 0)), &[0xcd, 0, 1][..]));
+    assert_eq!(run(&EXIT_FAILURE, &[]), Some((5, 0x24, 0)));
+    assert_eq!(run(&[0; 6], &[]), Some((3, 0x31, 3)));
+    disk.fails.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!((run(&OVERWRITE, &NINES), run(&[0; 6], &[])), (None, None));
+}
