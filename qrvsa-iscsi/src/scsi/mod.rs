@@ -183,7 +183,7 @@ pub trait TaskEnd: Send + Sync {
     }
 }
 
-/// Where state lies that must survive a restart (APTPL reservations, saved mode pages). A value is durable at the return of `put`.
+/// Where state lies that must survive a restart (APTPL reservations, saved mode pages, unfinished SANITIZE and FORMAT UNIT). A value is durable at the return of `put`.
 pub trait Persistence: Send + Sync {
     /// Stores a value under a key, in the place of an older one.
     ///

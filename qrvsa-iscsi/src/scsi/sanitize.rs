@@ -1,15 +1,20 @@
 //! SANITIZE and FORMAT UNIT (SBC-3 5.3, 5.28): the whole medium is made to read as something else. The work runs in a thread of its own;
-//! while it does, and after it has failed, the medium cannot be used.
+//! while it does, and after it has failed, the medium cannot be used. That outlives the process: before the command is answered, what is
+//! to be done is stored, and it is forgotten only when it is done.
+
+pub(crate) mod record;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use self::record::{Keeper, Record};
 use super::bytes::{be16, byte};
 use super::call::{Call, Outcome, Refusal};
 use super::limits::PIECE_BYTES;
@@ -164,6 +169,50 @@ impl Sanitize {
         }
     }
 
+    /// Takes the state of a record, before anybody sees the unit. `false`: there is no work to go on with.
+    pub(crate) fn restore(&self, record: &Record, shape: &Shape, lun: u64) -> bool {
+        let mut desk = self.desk.lock();
+        let working = matches!(record.state, SANITIZING | FORMATTING);
+        let same = record.of == record::name_of(shape);
+        if !same {
+            tracing::error!(
+                "LUN {lun}: other storage than this was being sanitized or formatted; it is not touched, and not ready \
+                 until that is repeated or the LUN is removed and added anew"
+            );
+        }
+        let state = if working && !same { failed(record).0 } else { record.state };
+        self.state.store(state, Ordering::Release);
+        desk.working = working && same;
+        desk.working
+    }
+
+    /// EXIT FAILURE MODE: where it is allowed, the unit is as if nothing had been.
+    fn exit_failure(&self, keeper: &Keeper) -> Result<(), Sense> {
+        let _desk = self.desk.lock();
+        match self.state.load(Ordering::Acquire) {
+            FAILED_UNRESTRICTED => {}
+            FAILED => return Err(Sense::cdb_field(1, 4)),
+            _ => return self.readiness(),
+        }
+        keeper.clear().map_err(|text| {
+            tracing::error!("the end of a failed sanitizing cannot be stored: {text}");
+            Sense::new(4, 0x44, 0x00)
+        })?;
+        self.state.store(IDLE, Ordering::Release);
+        Ok(())
+    }
+
+    /// Another medium comes: a failure was the old one's.
+    pub(crate) fn medium_changes(&self, keeper: &Keeper) -> Result<(), String> {
+        let desk = self.desk.lock();
+        if desk.working {
+            return Err("the medium is being sanitized or formatted; wait for the end of that".into());
+        }
+        keeper.clear()?;
+        self.state.store(IDLE, Ordering::Release);
+        Ok(())
+    }
+
     /// Takes the unit for the work, with the command that waits for it; answers the state before. After a sanitizing that failed in
     /// restricted completion mode nothing but another such one leads out (SBC-4 4.11).
     fn begin(&self, what: u8, unrestricted: bool, waiter: Option<Waiter>) -> Result<u8, Sense> {
@@ -195,7 +244,8 @@ fn piece_of(pattern: &[u8], block: u32) -> Option<Vec<u8>> {
     Some(one.repeat(copies))
 }
 
-enum Work {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
     /// Each block gets this, so many times.
     Overwrite { pattern: Vec<u8>, times: u8 },
     /// Space goes back.
@@ -252,40 +302,83 @@ fn run(unit: &Unit, shape: &Shape, work: &Work) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// All of the work, in a thread of its own.
-fn carry_out(unit: &Unit, shape: &Shape, what: u8, work: &Work, unrestricted: bool) {
-    // what had begun before ends before
-    while !unit.ranges.drain(DRAIN_PATIENCE) {
+/// The state that failed work leaves, and what commands are told.
+fn failed(record: &Record) -> (u8, Sense) {
+    match (record.state, record.unrestricted) {
+        (FORMATTING, _) => (FORMAT_FAILED, FORMAT_COMMAND_FAILED),
+        (_, true) => (FAILED_UNRESTRICTED, SANITIZE_COMMAND_FAILED),
+        (_, false) => (FAILED, SANITIZE_COMMAND_FAILED),
+    }
+}
+
+/// Work for a thread of its own.
+struct Job {
+    unit: Arc<Unit>,
+    shape: Arc<Shape>,
+    record: Record,
+    keeper: Keeper,
+}
+
+impl Job {
+    /// Begins with it in another thread, as soon as the answer is told to. Without that, nothing happens.
+    fn spawn(self) -> std::io::Result<mpsc::Sender<()>> {
+        let (go, told) = mpsc::channel();
+        let name = format!("sanitize-{}", self.unit.lun);
+        std::thread::Builder::new().name(name).spawn(move || {
+            if told.recv().is_ok() {
+                self.carry_out();
+            }
+        })?;
+        Ok(go)
+    }
+
+    fn carry_out(self) {
+        let Self { unit, shape, record, keeper } = self;
+        // what had begun before ends before
+        while !unit.ranges.drain(DRAIN_PATIENCE) {
+            if unit.sanitize.stopped() {
+                return unit.sanitize.finish(None, None);
+            }
+            tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", unit.lun);
+        }
+        unit.watch.written_all();
+        let result = catch_unwind(AssertUnwindSafe(|| run(&unit, &shape, &record.work))).unwrap_or_else(|_| {
+            let text = "the storage panicked; this is a bug".into();
+            Err(Failure { kind: FailureKind::Unwritable, text, offset: None })
+        });
+        drop(shape);
+        unit.threshold.freed();
         if unit.sanitize.stopped() {
+            // it goes on where the unit comes back
             return unit.sanitize.finish(None, None);
         }
-        tracing::warn!("LUN {}: waiting for commands to end before the medium is sanitized", unit.lun);
+        // As long as it is not forgotten it would be done again after a restart, and what was written since would be lost.
+        let Err(text) = result.map_err(|f| f.text).and_then(|_| keeper.clear()) else {
+            return unit.sanitize.finish(Some(IDLE), Some(Ok(())));
+        };
+        tracing::error!("LUN {}: sanitizing failed: {text}; its medium cannot be used until it is repeated", unit.lun);
+        let (state, sense) = failed(&record);
+        if let Err(text) = keeper.put(&Record { state, ..record }) {
+            tracing::error!("LUN {}: that cannot be stored: {text}; after a restart it is tried again", unit.lun);
+        }
+        unit.sanitize.finish(Some(state), Some(Err(sense)));
     }
-    unit.watch.written_all();
-    let result = catch_unwind(AssertUnwindSafe(|| run(unit, shape, work))).unwrap_or_else(|_| {
-        Err(Failure { kind: FailureKind::Unwritable, text: "the storage panicked; this is a bug".into(), offset: None })
-    });
-    unit.threshold.freed();
-    match result {
-        _ if unit.sanitize.stopped() => unit.sanitize.finish(None, None),
-        Ok(_) => unit.sanitize.finish(Some(IDLE), Some(Ok(()))),
-        Err(failure) => {
-            tracing::error!(
-                "LUN {}: sanitizing failed: {failure}; its medium cannot be used until it is repeated",
-                unit.lun
-            );
-            let (state, sense) = match (what, unrestricted) {
-                (FORMATTING, _) => (FORMAT_FAILED, FORMAT_COMMAND_FAILED),
-                (_, true) => (FAILED_UNRESTRICTED, SANITIZE_COMMAND_FAILED),
-                (_, false) => (FAILED, SANITIZE_COMMAND_FAILED),
-            };
-            unit.sanitize.finish(Some(state), Some(Err(sense)));
+}
+
+/// Goes on with what a restart has interrupted.
+pub(crate) fn resume(unit: Arc<Unit>, record: Record, keeper: Keeper) {
+    tracing::info!("LUN {}: goes on with being sanitized or formatted, from the beginning", unit.lun);
+    let (state, lost) = (failed(&record).0, unit.clone());
+    match (Job { shape: unit.shape_arc(), unit, record, keeper }).spawn() {
+        Ok(go) => drop(go.send(())),
+        Err(error) => {
+            tracing::error!("LUN {}: no thread to sanitize: {error}", lost.lun);
+            lost.sanitize.finish(Some(state), None);
         }
     }
 }
 
 fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool) -> Outcome {
-    let (unit, shape): (Arc<Unit>, Arc<Shape>) = (call.unit.clone(), call.unit.shape_arc());
     let sanitize = &call.unit.sanitize;
     let waiter =
         (!immediate).then(|| Waiter { tsih: call.nexus.tsih, task_tag: call.task_tag, abandoned: false, result: None });
@@ -295,12 +388,18 @@ fn start(call: &Call, what: u8, work: Work, immediate: bool, unrestricted: bool)
         sanitize.undo(before);
         return Err(Refusal::Status(BUSY));
     }
-    let work = move || carry_out(&unit, &shape, what, &work, unrestricted);
-    let name = format!("sanitize-{}", call.unit.lun);
-    if let Err(error) = std::thread::Builder::new().name(name).spawn(work) {
-        tracing::error!("LUN {}: no thread to sanitize: {error}", call.unit.lun);
-        sanitize.undo(before);
-        return Err(Sense::new(4, 0x44, 0x00).into());
+    let shape = call.unit.shape_arc();
+    let record = Record { of: record::name_of(&shape), state: what, unrestricted, work };
+    let keeper = call.units.sanitize_keeper(call.unit.lun);
+    let job = Job { unit: call.unit.clone(), shape, record: record.clone(), keeper: keeper.clone() };
+    let ready = job.spawn().map_err(|e| e.to_string()).and_then(|go| keeper.put(&record).map(|()| go));
+    match ready {
+        Ok(go) => drop(go.send(())),
+        Err(text) => {
+            tracing::error!("LUN {}: cannot begin to sanitize: {text}", call.unit.lun);
+            sanitize.undo(before);
+            return Err(Sense::new(4, 0x44, 0x00).into());
+        }
     }
     if immediate {
         return Ok(Vec::new());
@@ -351,12 +450,8 @@ pub(crate) fn exit_failure(call: &Call) -> Outcome {
     if be16(call.cdb, 7) != 0 {
         return Err(Sense::cdb_field(7, 7).into());
     }
-    let state = &call.unit.sanitize.state;
-    match state.compare_exchange(FAILED_UNRESTRICTED, IDLE, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) | Err(IDLE) => Ok(Vec::new()),
-        Err(FAILED) => Err(Sense::cdb_field(1, 4).into()),
-        Err(_) => Err(call.unit.sanitize.readiness().err().unwrap_or(Sense::NOT_READY).into()),
-    }
+    call.unit.sanitize.exit_failure(&call.units.sanitize_keeper(call.unit.lun))?;
+    Ok(Vec::new())
 }
 
 /// FORMAT UNIT: everything reads as zero afterwards. It looks at the medium itself: one that a failed one has left is no reason against it. Defect lists are empty, the block length stays, protection there is none.

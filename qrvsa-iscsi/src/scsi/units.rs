@@ -15,6 +15,7 @@ use super::call::{Call, Refusal};
 use super::config::UnitConfig;
 use super::copy;
 use super::mode::Pages;
+use super::sanitize::{self, record::Keeper};
 use super::sense::{self, Sense};
 use super::stats::{self, UnitStats};
 use super::table::{self, MEDIUM, NOW, PAST_ATTENTION, Unknown, WRITES};
@@ -45,8 +46,8 @@ pub struct TargetUnits {
 }
 
 impl TargetUnits {
-    /// A target of this iSCSI name, with nothing but the controller at LUN 0. Without `persistence`, reservations and mode pages do not
-    /// survive the process, and initiators are told so.
+    /// A target of this iSCSI name, with nothing but the controller at LUN 0. Without `persistence`, reservations, mode pages and what a
+    /// SANITIZE has still to do do not survive the process; of the first two initiators are told so.
     #[must_use]
     pub fn new(name: &str, persistence: Option<Arc<dyn Persistence>>) -> Self {
         let units = Self {
@@ -98,7 +99,7 @@ impl TargetUnits {
         self.persistence.as_ref()
     }
 
-    /// Adds a unit. Stored reservations and mode pages of it come back; initiators hear that the LUNs have changed.
+    /// Adds a unit. Stored reservations and mode pages of it come back, and an interrupted SANITIZE or FORMAT UNIT goes on; initiators hear that the LUNs have changed.
     ///
     /// # Errors
     /// The LUN is taken or beyond 16383, the configuration does not fit the backing, or what was stored cannot be read.
@@ -121,7 +122,12 @@ impl TargetUnits {
                 unit.pages.write().import_saved(&bytes);
             }
         }
+        let keeper = self.sanitize_keeper(number);
+        let interrupted = keeper.get()?.filter(|record| unit.sanitize.restore(record, &unit.shape(), number));
         self.put(&mut units, unit);
+        if let (Some(record), Some(unit)) = (interrupted, self.unit(number)) {
+            sanitize::resume(unit, record, keeper);
+        }
         Ok(())
     }
 
@@ -199,7 +205,7 @@ impl TargetUnits {
         }
         self.attend_all(Attention::LUNS_CHANGED, None);
         if let Some(store) = self.persistence.as_ref().filter(|_| !unit.shape().unavailable) {
-            for kind in ["reservations", "modes"] {
+            for kind in ["reservations", "modes", "sanitize"] {
                 if store.get(&self.key(kind, number))?.is_some_and(|bytes| !bytes.is_empty()) {
                     store.put(&self.key(kind, number), &[])?;
                 }
@@ -259,6 +265,7 @@ impl TargetUnits {
     pub fn load_medium(&self, number: u64, backing: Arc<dyn Backing>) -> Result<(), String> {
         let _changing = self.changing.lock();
         let unit = self.removable(number)?;
+        unit.sanitize.medium_changes(&self.sanitize_keeper(number)).map_err(|text| format!("LUN {number}: {text}"))?;
         let config = unit.shape().config.clone();
         unit.set_shape(Shape::new(&self.name, number, config, backing));
         unit.watch.written_all();
@@ -373,6 +380,20 @@ impl TargetUnits {
     /// Whether a task was ended while it is carried out.
     pub(crate) fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
         self.task_end.get().is_some_and(|observer| observer.has_ended(nexus, task_tag))
+    }
+
+    /// Where it is kept what a SANITIZE or FORMAT UNIT has still to do.
+    pub(crate) fn sanitize_keeper(&self, number: u64) -> Keeper {
+        Keeper { store: self.persistence.clone(), key: self.key("sanitize", number) }
+    }
+
+    /// Forgets what an earlier unit of that number has left unfinished of a SANITIZE or FORMAT UNIT: before a unit is added that is not
+    /// that one again.
+    ///
+    /// # Errors
+    /// The store, in words.
+    pub fn forget_unfinished(&self, number: u64) -> Result<(), String> {
+        self.sanitize_keeper(number).clear()
     }
 
     fn key(&self, kind: &str, number: u64) -> String {

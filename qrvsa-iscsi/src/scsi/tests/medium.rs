@@ -216,3 +216,85 @@ fn restricted_completion_is_not_escaped() {
     disk.fails.store(false, std::sync::atomic::Ordering::SeqCst);
     assert_eq!((run(&OVERWRITE, &NINES), run(&[0; 6], &[])), (None, None));
 }
+
+/// The target after a restart, with this storage at LUN 2.
+fn restarted(kept: &Arc<Kept>, disk: Arc<dyn Backing>) -> (World, Arc<Nexus>) {
+    let world = World::with(kept.clone(), config());
+    world.units.add_unit(2, config(), disk).expect("adds");
+    let nexus = world.fresh(1);
+    while sense(&world.run_on(2, &nexus, &[0; 6], &[])).is_some_and(|sense| sense.0 == 6) {}
+    (world, nexus)
+}
+
+#[test]
+fn an_interrupted_sanitizing_goes_on_after_a_restart() {
+    let (world, nexus, disk) = failing(Arc::default());
+    disk.fails.store(false, Ordering::SeqCst);
+    // what was stored when the first block was erased
+    let (crash, store): (Arc<Kept>, _) = (Arc::default(), world.kept.clone());
+    let into = crash.clone();
+    *disk.before.lock() = Some(Box::new(move || into.0.lock().clone_from(&store.0.lock())));
+    assert_eq!(world.run_on(2, &nexus, &[0x48, 2, 0, 0, 0, 0, 0, 0, 0, 0], &[]).status, 0);
+    assert_eq!(world.units.sanitize_keeper(2).get(), Ok(None), "it is over");
+
+    let old = Arc::new(Managed::new());
+    old.memory.write(0, &[7; BLOCK], false).expect("writes");
+    let (world, nexus) = restarted(&crash, old.clone());
+    until("it never ended", || match sense(&world.run_on(2, &nexus, &[0; 6], &[])) {
+        None => true,
+        other => other != Some((2, 4, 0x1b)) && panic!("{other:x?}"),
+    });
+    assert_eq!(world.run_on(2, &nexus, &cdb10(0x28, 0, 0, 1), &[]).data_in, [0; BLOCK]);
+    assert_eq!(world.units.sanitize_keeper(2).get(), Ok(None));
+}
+
+#[test]
+fn stopping_interrupts_and_removing_forgets() {
+    let (world, nexus, disk) = large();
+    assert_eq!(world.run_on(2, &nexus, &[0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0], &NINES).status, 0);
+    let kept = world.kept.clone();
+    drop(world);
+    let (world, nexus) = restarted(&kept, disk.clone());
+    assert_eq!(sense(&world.run_on(2, &nexus, &[0; 6], &[])), Some((2, 4, 0x1b)));
+    // other storage at its place is not overwritten, and not offered as if it had been
+    drop(world);
+    let other = Arc::new(MemoryBacking::new(BLOCKS * BLOCK as u64));
+    other.write(0, &[7; BLOCK], false).expect("writes");
+    let (world, nexus) = restarted(&kept, other.clone());
+    assert_eq!(sense(&world.run_on(2, &nexus, &[0; 6], &[])), Some((3, 0x31, 3)));
+    world.units.remove_unit(2).expect("removes");
+    drop(world);
+    let (world, nexus) = restarted(&kept, other);
+    assert_eq!(world.run_on(2, &nexus, &cdb10(0x28, 0, 0, 1), &[]).data_in, [7; BLOCK]);
+    drop(world);
+    kept.put("sanitize/iqn.2026-01.test:disks/2", b"qrvsa-sanitize 1\nof").expect("puts");
+    let world = World::with(kept, config());
+    assert!(world.units.add_unit(2, config(), Arc::new(MemoryBacking::new(1 << 20))).is_err());
+}
+
+#[test]
+fn failures_outlive_the_process() {
+    let kept: Arc<Kept> = Arc::default();
+    for (cdb, data, code) in
+        [(&FORMAT[..], &[][..], 1), (&OVERWRITE_AUSE[..], &NINES[..], 3), (&OVERWRITE[..], &NINES[..], 3)]
+    {
+        let (world, nexus, disk) = failing(kept.clone());
+        assert_eq!(sense(&world.run_on(2, &nexus, cdb, data)), Some((3, 0x31, code)));
+        drop(world);
+        disk.fails.store(false, Ordering::SeqCst);
+        let (world, nexus) = restarted(&kept, disk.clone());
+        world.units.unit(2).expect("unit").sanitize.hasty.store(true, Ordering::Relaxed);
+        let run = |cdb: &[u8], data: &[u8]| sense(&world.run_on(2, &nexus, cdb, data));
+        assert_eq!(run(&[0; 6], &[]), Some((3, 0x31, code)));
+        assert_eq!(run(&cdb10(0x28, 0, 0, 1), &[]), Some((3, 0x31, code)));
+        if cdb == OVERWRITE_AUSE {
+            assert_eq!(run(&EXIT_FAILURE, &[]), None);
+        } else {
+            assert!(cdb != OVERWRITE || run(&OVERWRITE_AUSE, &NINES) == Some((5, 0x24, 0)));
+            assert_eq!(run(cdb, data), None);
+        }
+        drop(world);
+        let (world, nexus) = restarted(&kept, disk);
+        assert_eq!(sense(&world.run_on(2, &nexus, &[0; 6], &[])), None);
+    }
+}
