@@ -218,6 +218,13 @@ fn logout_of_every_kind() {
     }
 }
 
+/// CID and times, as the message that drops its connection has them.
+fn dropped(i: &Initiator) -> Vec<u8> {
+    let answer = i.answer.as_ref().unwrap();
+    let time = |key: &str, own: u16| answer.value(key).map_or(own, |v| v.parse().unwrap()).to_be_bytes();
+    [i.cid.to_be_bytes(), time("DefaultTime2Wait", 2), time("DefaultTime2Retain", 20)].concat()
+}
+
 #[test]
 fn the_administrator_ends_sessions_and_targets() {
     let bench = Bench::new();
@@ -227,7 +234,11 @@ fn the_administrator_ends_sessions_and_targets() {
     assert_eq!(bench.service.drop_connection(TARGET, sid, 3).unwrap_err().kind, ErrorKind::NotFound);
     bench.service.drop_session(TARGET, sid).unwrap();
     assert!(i.closed());
-    let mut i = bench.session(&[]);
+    let mut i = bench.connect();
+    i.cid = 9;
+    assert_eq!(i.login(&[("DefaultTime2Wait", "7"), ("DefaultTime2Retain", "11")]), 0);
+    let told = dropped(&i);
+    assert_eq!(told[..4], [0, 9, 0, 7]);
     assert_eq!(bench.service.remove_target(TARGET, false).unwrap_err().kind, ErrorKind::Busy);
     let sense = [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x2a, 9, 0, 0, 0, 0];
     bench.service.report_lun_event(TARGET, [0, 1, 0, 0, 0, 0, 0, 0], &sense).unwrap();
@@ -235,7 +246,7 @@ fn the_administrator_ends_sessions_and_targets() {
     assert_eq!((news.opcode(), news.bhs.0[36], news.bhs.0[9], news.data[1]), (0x32, 0, 1, 18));
     bench.service.remove_target(TARGET, true).unwrap();
     let news = i.receive().unwrap();
-    assert_eq!((news.opcode(), news.bhs.0[36]), (0x32, 2));
+    assert_eq!((news.opcode(), news.bhs.0[36], &news.bhs.0[38..44]), (0x32, 2, &told[..]));
     assert!(i.closed());
     assert_eq!(bench.connect().login(&[]), 0x0203);
     assert_eq!(bench.device.lost.lock().len(), 2);
@@ -245,7 +256,7 @@ fn the_administrator_ends_sessions_and_targets() {
 fn shutdown_asks_for_logout() {
     let bench = Bench::new();
     let mut polite = bench.session(&[]);
-    let mut deaf = Initiator { name: "iqn.2026-01.test:deaf".into(), ..bench.connect() };
+    let mut deaf = Initiator { name: "iqn.2026-01.test:deaf".into(), cid: 4, ..bench.connect() };
     assert_eq!(deaf.login(&[]), 0);
     let service = bench.service.clone();
     let stopping = std::thread::spawn(move || service.shutdown(Duration::from_secs(60)));
@@ -258,7 +269,7 @@ fn shutdown_asks_for_logout() {
     // Who does not do so in time is told that it is dropped.
     bench.service.advance_clock(Duration::from_secs(61));
     let news = deaf.receive().unwrap();
-    assert_eq!((news.opcode(), news.bhs.0[36]), (0x32, 2));
+    assert_eq!((news.opcode(), news.bhs.0[36], &news.bhs.0[38..44]), (0x32, 2, &dropped(&deaf)[..]));
     assert!(deaf.closed());
     stopping.join().unwrap();
     assert_eq!(bench.service.connections(), 0);

@@ -4,7 +4,12 @@
 
 mod support;
 
-use qrvsa_iscsi::scsi::Management;
+use std::sync::Arc;
+
+use qrvsa_iscsi::backing::MemoryBacking;
+use qrvsa_iscsi::config::{AclRule, Limits, TargetConfig};
+use qrvsa_iscsi::scsi::{Management, TargetUnits, UnitConfig};
+use qrvsa_iscsi::service::Service;
 use support::{Bench, Initiator, NONE, TARGET, WRITE, write10};
 
 fn answer(i: &mut Initiator, tag: u32) -> u8 {
@@ -58,7 +63,7 @@ fn tasks_that_are_not_there() {
     let request = i.manage(1, 0x7777, missing);
     assert_eq!(answer(&mut i, request), 0);
     assert_eq!(i.run(NONE, 0, &[0xc4, 1], &[]).0.status(), 0, "its number is used up");
-    for (function, code) in [(8, 4), (3, 0), (9, 255), (0, 255)] {
+    for (function, code) in [(8, 4), (3, 0), (9, 5), (14, 5), (0, 5)] {
         let request = i.manage(function, 0x7777, 0);
         assert_eq!(answer(&mut i, request), code, "function {function}");
     }
@@ -95,4 +100,61 @@ fn a_cold_reset_drops_all_connections() {
     assert!(i.closed());
     assert!(other.closed());
     bench.until_sessions(0);
+}
+
+#[test]
+fn a_cold_reset_is_answered_when_it_had_to_wait() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let request = i.manage(7, 0, 0);
+    i.ping();
+    bench.device.release(1);
+    assert_eq!(answer(&mut i, request), 0);
+    assert!(i.closed());
+    bench.until_sessions(0);
+}
+
+#[test]
+fn a_unit_has_one_number_however_it_is_addressed() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    for function in [1, 2, 5] {
+        let (tag, head) = i.command_head(NONE, 0, &[0xc0]);
+        i.send_numbered(head.byte(8, 0x40), &[]);
+        bench.device.until_waiting(1);
+        let request = i.manage(function, tag, i.cmd_sn - 1);
+        i.ping();
+        bench.device.release(1);
+        assert_eq!(answer(&mut i, request), 0, "function {function}");
+        i.ping(); // and no answer to the command
+    }
+}
+
+#[test]
+fn who_had_no_command_hears_of_none_that_was_cleared() {
+    let service = Service::new(Limits::default());
+    let address = service.add_portal("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+    let units = Arc::new(TargetUnits::new(TARGET, None));
+    units.add_unit(1, UnitConfig::default(), Arc::new(MemoryBacking::new(1 << 20))).unwrap();
+    let mut config = TargetConfig::new(TARGET.parse().unwrap(), 1);
+    config.acl.push(AclRule::All);
+    service.create_target(config, units).unwrap();
+    let [mut clears, mut writes, mut idle] = [1, 2, 3].map(|last| {
+        let mut i = Initiator::connect(address);
+        i.isid[5] = last;
+        assert_eq!(i.login(&[("InitialR2T", "Yes"), ("ImmediateData", "No")]), 0);
+        while i.run(NONE, 0, &[0; 6], &[]).0.status() != 0 {}
+        i
+    });
+    writes.command(WRITE, 512, &write10(0, 1), &[]);
+    assert_eq!(writes.receive().unwrap().opcode(), 0x31);
+    let request = clears.manage(4, 0, 0);
+    assert_eq!(answer(&mut clears, request), 0);
+    assert_eq!(idle.run(NONE, 0, &[0; 6], &[]).0.status(), 0);
+    let told = writes.run(NONE, 0, &[0; 6], &[]).0;
+    assert_eq!((told.status(), told.sense()), (2, (6, 0x2f, 0)));
+    assert_eq!(clears.run(NONE, 0, &[0; 6], &[]).0.status(), 0);
+    service.shutdown(std::time::Duration::ZERO);
 }

@@ -59,6 +59,11 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
+    /// Whether a block is in both.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.lba < other.lba.saturating_add(other.count) && other.lba < self.lba.saturating_add(self.count)
+    }
+
     /// From a CDB of a read, write, verify and their like, by the group of its operation code.
     pub(crate) fn of(cdb: &[u8; 16]) -> Self {
         match cdb[0] >> 5 {

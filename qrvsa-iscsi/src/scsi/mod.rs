@@ -139,6 +139,12 @@ pub trait DeviceServer: Send + Sync {
     /// A session has ended: reservations of SPC-2 and other state of the nexus go.
     fn nexus_lost(&self, nexus: &Arc<Nexus>);
 
+    /// The session side has ended all tasks of the nexus (logout, a lost connection) and waits for those that are in
+    /// [`DeviceServer::execute`]: what takes long there returns at once. Nobody is told its result.
+    fn tasks_ended(&self, nexus: &Arc<Nexus>) {
+        let _ = nexus;
+    }
+
     /// Bytes of data-out that the command needs, from its CDB alone; 0 for a read or for what is not understood. May be
     /// beyond any sensible length: the session asks the initiator for no more than that and than its own limit.
     fn data_out_bytes(&self, lun: [u8; 8], cdb: &[u8]) -> u64;
@@ -161,11 +167,23 @@ pub trait DeviceServer: Send + Sync {
 /// How the SCSI side has tasks ended that the session side keeps (CLEAR TASK SET, resets, PREEMPT AND ABORT).
 pub trait TaskEnd: Send + Sync {
     /// Ends the tasks of these nexuses (`None`: all of them) for a logical unit (`None`: all): no response is sent for them,
-    /// except to `spare`.
-    fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>);
+    /// except to `spare`. Answers the nexuses that had such tasks.
+    fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>>;
+
+    /// Whether the task of this nexus with this tag, which is in [`DeviceServer::execute`], has been ended. A command that is about to
+    /// wait for long asks once it can be woken, so that no end is missed.
+    fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
+        let _ = (nexus, task_tag);
+        false
+    }
 }
 
-/// Where state lies that must survive a restart (APTPL reservations, saved mode pages). A value is durable at the return of `put`.
+/// Where state lies that must survive a restart (APTPL reservations, saved mode pages, unfinished SANITIZE and FORMAT UNIT). A value is durable at the return of `put`.
 pub trait Persistence: Send + Sync {
     /// Stores a value under a key, in the place of an older one.
     ///

@@ -17,6 +17,15 @@ struct Page {
     changeable: Vec<u8>,
 }
 
+impl Page {
+    /// Bytes that tell what the target measures. They may have another value by the time that the page is written back, which is not held
+    /// against the initiator.
+    fn measured(&self) -> std::ops::Range<usize> {
+        let tells = (self.page, self.subpage) == PROVISIONING && self.current.len() == THRESHOLD_COUNT.end;
+        if tells { THRESHOLD_COUNT } else { 0..0 }
+    }
+}
+
 /// The pages of a unit.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
@@ -197,7 +206,7 @@ pub(crate) fn mode_sense(call: &Call) -> Outcome {
             _ => (p.page, p.subpage) == (code, subcode),
         });
         for page in wanted {
-            if (page.page, page.subpage) != PROVISIONING || page.current.len() != THRESHOLD_COUNT.end {
+            if page.measured().is_empty() {
                 Pages::encode(page, control, savable, &mut pages);
             } else if call.shape.thin {
                 let from = pages.len() + 4;
@@ -328,11 +337,19 @@ fn apply(pages: &mut Pages, list: &[u8], at: usize) -> Result<usize, Refusal> {
     let Some(values) = list.get(at + header..at + header + length) else {
         return Err(Sense::PARAMETER_LENGTH.into());
     };
+    let measured = page.measured();
     for (i, value) in values.iter().enumerate() {
+        if measured.contains(&i) {
+            continue;
+        }
         if (value ^ page.current[i]) & !page.changeable[i] != 0 {
             return Err(Sense::parameter_field(at + header + i).into());
         }
     }
-    page.current.copy_from_slice(values);
+    for (i, (own, value)) in page.current.iter_mut().zip(values).enumerate() {
+        if !measured.contains(&i) {
+            *own = *value;
+        }
+    }
     Ok(at + header + length)
 }

@@ -213,7 +213,7 @@ fn format_bytes(cdb: &[u8; 16], _: u64) -> u64 {
 pub(crate) static COMMANDS: &[Entry] = &[
     entry(0x00, Ready, All, MEDIUM | NOW, DataOut::None, &[0, 0, 0, 0, 0, 0x04], capacity::ready),
     entry(0x03, Free, All, PAST_ATTENTION | NOW, DataOut::None, &[0, 0x01, 0, 0, 0xff, 0x04], capacity::request_sense),
-    entry(0x04, Write, Disk, MEDIUM | WRITES, DataOut::Fn(format_bytes), &[0, 0xff, 0, 0, 0, 0x04], sanitize::format),
+    entry(0x04, Write, Disk, 0, DataOut::Fn(format_bytes), &[0, 0xff, 0, 0, 0, 0x04], sanitize::format),
     entry(0x08, Read, Disk, READS | NOW, DataOut::None, RW6, rw::read),
     entry(0x0a, Write, Disk, CHANGES, DataOut::Blocks, RW6, rw::write),
     entry(0x12, Free, All, PAST_ATTENTION | NOW, DataOut::None, &[0, 0x01, 0xff, 0xff, 0xff, 0x04], inquiry::inquiry),

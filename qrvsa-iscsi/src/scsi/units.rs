@@ -15,6 +15,7 @@ use super::call::{Call, Refusal};
 use super::config::UnitConfig;
 use super::copy;
 use super::mode::Pages;
+use super::sanitize::{self, record::Keeper};
 use super::sense::{self, Sense};
 use super::stats::{self, UnitStats};
 use super::table::{self, MEDIUM, NOW, PAST_ATTENTION, Unknown, WRITES};
@@ -45,8 +46,8 @@ pub struct TargetUnits {
 }
 
 impl TargetUnits {
-    /// A target of this iSCSI name, with nothing but the controller at LUN 0. Without `persistence`, reservations and mode pages do not
-    /// survive the process, and initiators are told so.
+    /// A target of this iSCSI name, with nothing but the controller at LUN 0. Without `persistence`, reservations, mode pages and what a
+    /// SANITIZE has still to do do not survive the process; of the first two initiators are told so.
     #[must_use]
     pub fn new(name: &str, persistence: Option<Arc<dyn Persistence>>) -> Self {
         let units = Self {
@@ -98,7 +99,7 @@ impl TargetUnits {
         self.persistence.as_ref()
     }
 
-    /// Adds a unit. Stored reservations and mode pages of it come back; initiators hear that the LUNs have changed.
+    /// Adds a unit. Stored reservations and mode pages of it come back, and an interrupted SANITIZE or FORMAT UNIT goes on; initiators hear that the LUNs have changed.
     ///
     /// # Errors
     /// The LUN is taken or beyond 16383, the configuration does not fit the backing, or what was stored cannot be read.
@@ -121,7 +122,12 @@ impl TargetUnits {
                 unit.pages.write().import_saved(&bytes);
             }
         }
+        let keeper = self.sanitize_keeper(number);
+        let interrupted = keeper.get()?.filter(|record| unit.sanitize.restore(record, &unit.shape(), number));
         self.put(&mut units, unit);
+        if let (Some(record), Some(unit)) = (interrupted, self.unit(number)) {
+            sanitize::resume(unit, record, keeper);
+        }
         Ok(())
     }
 
@@ -186,6 +192,9 @@ impl TargetUnits {
         self.units.store(Arc::new(units));
         self.end_tasks(None, Some(lun::encode(number)), None);
         let deadline = Instant::now() + REMOVAL_PATIENCE;
+        if !unit.sanitize.stop(REMOVAL_PATIENCE) {
+            tracing::warn!("{} LUN {number}: removed while its storage hangs in being sanitized", self.name);
+        }
         if !unit.ranges.drain(REMOVAL_PATIENCE) {
             tracing::warn!("{} LUN {number}: removed with commands still running", self.name);
         }
@@ -196,7 +205,7 @@ impl TargetUnits {
         }
         self.attend_all(Attention::LUNS_CHANGED, None);
         if let Some(store) = self.persistence.as_ref().filter(|_| !unit.shape().unavailable) {
-            for kind in ["reservations", "modes"] {
+            for kind in ["reservations", "modes", "sanitize"] {
                 if store.get(&self.key(kind, number))?.is_some_and(|bytes| !bytes.is_empty()) {
                     store.put(&self.key(kind, number), &[])?;
                 }
@@ -256,6 +265,7 @@ impl TargetUnits {
     pub fn load_medium(&self, number: u64, backing: Arc<dyn Backing>) -> Result<(), String> {
         let _changing = self.changing.lock();
         let unit = self.removable(number)?;
+        unit.sanitize.medium_changes(&self.sanitize_keeper(number)).map_err(|text| format!("LUN {number}: {text}"))?;
         let config = unit.shape().config.clone();
         unit.set_shape(Shape::new(&self.name, number, config, backing));
         unit.watch.written_all();
@@ -318,6 +328,15 @@ impl TargetUnits {
         results.into_iter().try_for_each(|(lun, result)| result.map_err(|f| format!("LUN {lun}: {f}")))
     }
 
+    /// Ends work in the background (SANITIZE, FORMAT UNIT) for good; the units take no more of it. Storage that hangs is waited for 10 s.
+    pub fn stop(&self) {
+        for unit in self.units.load().values() {
+            if !unit.sanitize.stop(REMOVAL_PATIENCE) {
+                tracing::warn!("{} LUN {}: its storage hangs in being sanitized", self.name, unit.lun);
+            }
+        }
+    }
+
     pub(crate) fn unit(&self, number: u64) -> Option<Arc<Unit>> {
         self.units.load().get(&number).cloned()
     }
@@ -340,10 +359,41 @@ impl TargetUnits {
         }
     }
 
-    pub(crate) fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>) {
-        if let Some(observer) = self.task_end.get() {
-            observer.end_tasks(nexuses, lun, spare);
+    /// As [`TaskEnd::end_tasks`].
+    pub(crate) fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>> {
+        let hit = self.task_end.get().map(|observer| observer.end_tasks(nexuses, lun, spare)).unwrap_or_default();
+        let meant = |tsih| {
+            nexuses.is_none_or(|list| list.iter().any(|n| n.tsih == tsih)) && spare.is_none_or(|n| n.tsih != tsih)
+        };
+        let number = lun.map(lun::decode);
+        for unit in self.units.load().values().filter(|u| number.is_none_or(|n| n == Some(u.lun))) {
+            unit.sanitize.abandon(|tsih, _| meant(tsih));
         }
+        hit
+    }
+
+    /// Whether a task was ended while it is carried out.
+    pub(crate) fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
+        self.task_end.get().is_some_and(|observer| observer.has_ended(nexus, task_tag))
+    }
+
+    /// Where it is kept what a SANITIZE or FORMAT UNIT has still to do.
+    pub(crate) fn sanitize_keeper(&self, number: u64) -> Keeper {
+        Keeper { store: self.persistence.clone(), key: self.key("sanitize", number) }
+    }
+
+    /// Forgets what an earlier unit of that number has left unfinished of a SANITIZE or FORMAT UNIT: before a unit is added that is not
+    /// that one again.
+    ///
+    /// # Errors
+    /// The store, in words.
+    pub fn forget_unfinished(&self, number: u64) -> Result<(), String> {
+        self.sanitize_keeper(number).clear()
     }
 
     fn key(&self, kind: &str, number: u64) -> String {
@@ -503,9 +553,17 @@ impl TargetUnits {
         let hit: Vec<_> = units.values().filter(|u| only.is_none_or(|n| n == u.lun)).collect();
         self.end_tasks(None, only.map(lun::encode), by);
         for unit in hit {
-            unit.sanitize.abandon(None, None);
+            // those of `by` too, which the session side has ended
+            unit.sanitize.abandon(|_, _| true);
             unit.reset(attention);
         }
+    }
+}
+
+/// Nobody can ask for the units any more: nothing works on their storage either.
+impl Drop for TargetUnits {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -531,6 +589,12 @@ impl DeviceServer for TargetUnits {
         self.copy_results.forget(nexus.tsih);
         for unit in self.units.load().values() {
             unit.close_nexus(nexus);
+        }
+    }
+
+    fn tasks_ended(&self, nexus: &Arc<Nexus>) {
+        for unit in self.units.load().values() {
+            unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih);
         }
     }
 
@@ -565,13 +629,16 @@ impl DeviceServer for TargetUnits {
         let (Some(number), Some(unit)) = (number, unit) else { return ManagementAnswer::LunDoesNotExist };
         match function {
             Management::LogicalUnitReset => self.reset_units(Some(number), Attention::UNIT_RESET, Some(nexus)),
-            Management::AbortTask(tag) => unit.sanitize.abandon(Some(nexus.tsih), Some(tag)),
-            Management::AbortTaskSet => unit.sanitize.abandon(Some(nexus.tsih), None),
+            Management::AbortTask(tag) => {
+                unit.sanitize.abandon(|tsih, task_tag| (tsih, task_tag) == (nexus.tsih, tag));
+            }
+            Management::AbortTaskSet => unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih),
             Management::ClearTaskSet => {
-                unit.sanitize.abandon(None, None);
+                unit.sanitize.abandon(|tsih, _| tsih == nexus.tsih);
                 let others = unit.live(|other| other.tsih != nexus.tsih);
-                self.end_tasks(Some(&others), Some(lun_field), None);
-                unit.attend_others(Attention::COMMANDS_CLEARED, nexus);
+                // who had no command there has nothing to hear (SAM-5 7.5)
+                let hit = self.end_tasks(Some(&others), Some(lun_field), None);
+                unit.attend(Attention::COMMANDS_CLEARED, |other| hit.iter().any(|n| n.tsih == other.tsih));
             }
             _ => {}
         }

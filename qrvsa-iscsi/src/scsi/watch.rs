@@ -44,11 +44,10 @@ impl Watch {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let end = blocks.lba.saturating_add(blocks.count);
         let mut list = self.list.lock();
         list.retain(|weak| {
             let Some(watched) = weak.upgrade() else { return false };
-            if watched.runs.iter().any(|r| r.lba < end && blocks.lba < r.lba.saturating_add(r.count)) {
+            if watched.runs.iter().any(|run| run.overlaps(blocks)) {
                 watched.valid.store(false, Ordering::Release);
             }
             watched.is_valid()

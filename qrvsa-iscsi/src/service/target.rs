@@ -45,10 +45,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Ender(Weak<Target>);
 
 impl TaskEnd for Ender {
-    fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>) {
-        if let Some(target) = self.0.upgrade() {
-            target.end_tasks(nexuses, lun, spare);
-        }
+    fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>> {
+        self.0.upgrade().map(|target| target.end_tasks(nexuses, lun, spare)).unwrap_or_default()
+    }
+
+    fn has_ended(&self, nexus: &Nexus, task_tag: u32) -> bool {
+        let session = self.0.upgrade().and_then(|target| target.find(&|s| s.nexus.tsih == nexus.tsih));
+        // without its session nobody waits for it
+        session.is_none_or(|session| session.has_ended(task_tag))
     }
 }
 
@@ -129,16 +138,27 @@ impl Target {
         self.session_left.notify_all();
     }
 
-    fn end_tasks(&self, nexuses: Option<&[Arc<Nexus>]>, lun: Option<[u8; 8]>, spare: Option<&Arc<Nexus>>) {
+    fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>> {
+        let mut hit = Vec::new();
         for session in self.list() {
             let meant =
                 nexuses.is_none_or(|list| list.iter().any(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus));
             let spared = spare.is_some_and(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus);
             if meant && !spared {
-                let running = session.end_tasks(&|task| lun.is_none_or(|lun| lun_number(task.lun) == lun_number(lun)));
+                let (news, running) =
+                    session.end_some(&|task| lun.is_none_or(|lun| lun_number(task.lun) == lun_number(lun)));
                 self.dying.lock().extend(running);
+                if news {
+                    hit.push(Arc::clone(&session.nexus));
+                }
             }
         }
+        hit
     }
 
     /// Ended tasks that are not finished.

@@ -478,7 +478,7 @@ impl Conn {
                 self.async_message(lun, 0, [0; 3], &data);
             }
             Event::TargetGone => {
-                self.async_message([0; 8], 2, [0; 3], &[]);
+                self.async_message([0; 8], 2, self.dropped(), &[]);
                 self.closing = Some("the target is gone".into());
             }
             Event::Close(why) => return close(why),
@@ -489,6 +489,11 @@ impl Conn {
         }
         self.answer_pending();
         Ok(())
+    }
+
+    /// What the message that a connection is dropped says (RFC 7143 11.9.1): which one, and when to come again.
+    fn dropped(&self) -> [u16; 3] {
+        [self.cid, self.agreed.time2wait, self.agreed.time2retain]
     }
 
     fn async_message(&mut self, lun: [u8; 8], event: u8, parameters: [u16; 3], data: &[u8]) {
@@ -506,7 +511,7 @@ impl Conn {
             Ok(_) => self.blocked_since = Some(self.now),
             Err(error) => return close(format!("sending failed: {error}")),
         }
-        if self.cold_reset && self.out.bytes() == 0 {
+        if self.cold_reset && self.out.bytes() == 0 && self.pending.is_empty() {
             self.cold_reset = false;
             if let Some(session) = &self.session {
                 session.target.close_sessions("TARGET COLD RESET");
@@ -641,7 +646,7 @@ impl Conn {
             self.data_out_at = self.now;
         }
         if self.logout_by.is_some_and(|at| at <= self.now) {
-            self.async_message([0; 8], 2, [0; 3], &[]);
+            self.async_message([0; 8], 2, self.dropped(), &[]);
             self.closing = Some("it did not log out when asked".into());
             self.logout_by = None;
         }
@@ -694,6 +699,7 @@ impl Conn {
             return;
         };
         session.end_tasks(&|_| true);
+        session.target.server().tasks_ended(&session.nexus);
         self.ready.clear();
         self.held.clear();
         self.receiving.clear();

@@ -11,6 +11,7 @@ use super::tx::Data;
 use crate::pdu::build;
 use crate::pdu::{Bhs, RejectReason, serial_before};
 use crate::scsi::{Management as Function, ManagementAnswer};
+use crate::service::counters::lun_number;
 
 /// Answers (RFC 7143 11.6.1).
 const COMPLETE: u8 = 0;
@@ -78,7 +79,7 @@ impl Conn {
                     4 => Function::ClearTaskSet,
                     _ => Function::LogicalUnitReset,
                 };
-                let running = session.end_tasks(&|t| t.lun == lun && t.serial < before);
+                let running = session.end_tasks(&|t| lun_number(t.lun) == lun_number(lun) && t.serial < before);
                 (code_of(server.manage(&session.nexus, lun, function)), running)
             }
             3 => (code_of(server.manage(&session.nexus, lun, Function::ClearAca)), Vec::new()),
@@ -90,7 +91,7 @@ impl Conn {
                 (code, running)
             }
             8 => (REASSIGN_NOT_SUPPORTED, Vec::new()),
-            _ => (REJECTED, Vec::new()),
+            _ => (NOT_SUPPORTED, Vec::new()),
         };
         self.purge();
         waits_for.extend(session.target.take_dying());
@@ -103,7 +104,8 @@ impl Conn {
         let bhs = &management.bhs;
         let (tag, lun, number) = (bhs.word20(), bhs.lun(), bhs.word32());
         let Some(session) = self.session.clone() else { return (NO_TASK, Vec::new()) };
-        let found = |t: &TaskControl| t.task_tag == tag && t.lun == lun && t.serial < management.before;
+        let found =
+            |t: &TaskControl| t.task_tag == tag && lun_number(t.lun) == lun_number(lun) && t.serial < management.before;
         if session.tasks.lock().values().any(|t| found(t)) {
             return (COMPLETE, session.end_tasks(&found));
         }
@@ -160,6 +162,7 @@ impl Conn {
         if let Some(session) = &self.session {
             session.link.lock().state = "logging out";
             waits_for = session.end_tasks(&|_| true);
+            session.target.server().tasks_ended(&session.nexus);
         }
         self.purge();
         self.logout_by = None;

@@ -116,14 +116,29 @@ impl Session {
         }
     }
 
+    /// Tasks that others can see. The parked one first: when it leaves its place unfinished, it is among the others before.
+    fn all_tasks(&self) -> Vec<Arc<TaskControl>> {
+        let mut tasks: Vec<Arc<TaskControl>> = self.parking.task().into_iter().collect();
+        tasks.extend(self.tasks.lock().values().cloned());
+        tasks
+    }
+
+    /// Whether a task with this tag was ended and is not finished.
+    pub(crate) fn has_ended(&self, task_tag: u32) -> bool {
+        self.all_tasks().iter().any(|t| t.task_tag == task_tag && t.ended())
+    }
+
     /// Marks tasks as ended, and returns those that the device server has in hand.
     pub(crate) fn end_tasks(&self, which: &dyn Fn(&TaskControl) -> bool) -> Vec<Arc<TaskControl>> {
+        self.end_some(which).1
+    }
+
+    /// The same, and whether there was a task that nobody had ended before.
+    pub(crate) fn end_some(&self, which: &dyn Fn(&TaskControl) -> bool) -> (bool, Vec<Arc<TaskControl>>) {
         let mut running = Vec::new();
-        let mut any = false;
-        let mut tasks: Vec<Arc<TaskControl>> = self.tasks.lock().values().cloned().collect();
-        tasks.extend(self.parking.task());
-        for task in tasks.into_iter().filter(|t| which(t)) {
-            task.end();
+        let (mut any, mut news) = (false, false);
+        for task in self.all_tasks().into_iter().filter(|t| which(t)) {
+            news |= task.end();
             any = true;
             if task.running() {
                 running.push(task);
@@ -132,7 +147,7 @@ impl Session {
         if any {
             self.mailbox.post(Event::TasksEnded);
         }
-        running
+        (news, running)
     }
 
     pub(crate) fn set_ended(&self) {

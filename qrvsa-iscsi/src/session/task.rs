@@ -38,8 +38,9 @@ impl TaskControl {
         self.ended.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
+    /// Whether that is news.
+    pub(crate) fn end(&self) -> bool {
+        !self.ended.swap(true, Ordering::SeqCst)
     }
 
     /// The device server has it.

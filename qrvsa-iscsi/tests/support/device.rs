@@ -154,8 +154,8 @@ impl DeviceServer for Device {
         match function {
             Management::ClearTaskSet | Management::LogicalUnitReset => end.end_tasks(None, Some(lun), Some(nexus)),
             Management::TargetWarmReset | Management::TargetColdReset => end.end_tasks(None, None, Some(nexus)),
-            _ => {}
-        }
+            _ => Vec::new(),
+        };
         ManagementAnswer::Complete
     }
 

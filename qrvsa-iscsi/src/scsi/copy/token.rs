@@ -243,6 +243,9 @@ fn copy_runs(call: &Call, source: &Source, offset: u64, to: &[Blocks], report: &
     };
     let mut source = pieces(&watched.runs, from.block(), offset).ok_or_else(|| Sense::parameter_field(8))?;
     let mut front = source.next();
+    // what the copy itself writes over has no say
+    let writes_over =
+        from.unit.serial == here.unit.serial && to.iter().any(|to| watched.runs.iter().any(|run| run.overlaps(*to)));
     for run in to {
         let (mut at, mut rest) = (run.lba * block, run.count * block);
         while rest > 0 {
@@ -256,7 +259,7 @@ fn copy_runs(call: &Call, source: &Source, offset: u64, to: &[Blocks], report: &
                 return Err(Sense::parameter_field(8).into());
             }
             engine::copy(call, from, from_at, &here, at, bytes)?;
-            if !watched.is_valid() && from.unit.serial != here.unit.serial {
+            if !watched.is_valid() && !writes_over {
                 return Err(Sense::new(5, 0x23, 0x06).into());
             }
             report.bytes += bytes;

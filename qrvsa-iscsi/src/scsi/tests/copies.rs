@@ -1,7 +1,7 @@
 //! EXTENDED COPY and tokens.
 
 use super::*;
-use crate::backing::{Backing, Extent};
+use crate::scsi::call::Blocks;
 
 fn cdb(opcode: u8, action: u8, id: u32, length: usize) -> Vec<u8> {
     let mut cdb = vec![opcode, action, 0, 0, 0, 0];
@@ -68,6 +68,10 @@ fn segments_are_copied_within_and_between_units() {
 }
 
 fn populate(world: &World, nexus: &Arc<Nexus>, id: u32, runs: &[(u64, u32)]) -> Vec<u8> {
+    populate_on(1, world, nexus, id, runs)
+}
+
+fn populate_on(number: u64, world: &World, nexus: &Arc<Nexus>, id: u32, runs: &[(u64, u32)]) -> Vec<u8> {
     let bytes = u16::try_from(runs.len() * 16).expect("short");
     let mut list = (bytes + 14).to_be_bytes().to_vec();
     list.extend([0; 12]);
@@ -77,11 +81,11 @@ fn populate(world: &World, nexus: &Arc<Nexus>, id: u32, runs: &[(u64, u32)]) -> 
         list.extend(count.to_be_bytes());
         list.extend([0; 4]);
     }
-    world.good(nexus, &cdb(0x83, 0x10, id, list.len()), &list);
+    assert_eq!(world.run_on(number, nexus, &cdb(0x83, 0x10, id, list.len()), &list).status, 0);
     let mut ask = vec![0x84, 7];
     ask.extend(id.to_be_bytes());
     ask.extend([0, 0, 0, 0, 0, 0, 4, 0, 0, 0]);
-    let info = world.good(nexus, &ask, &[]);
+    let info = world.run_on(number, nexus, &ask, &[]).data_in;
     assert_eq!((info[4], info[5], info[32..36].to_vec()), (0x10, 1, vec![0, 0, 2, 2]));
     info[38..550].to_vec()
 }
@@ -129,4 +133,24 @@ fn a_token_stands_for_data_until_they_change() {
     let mut forged = populate(&world, &nexus, 3, &[(8, 8)]);
     forged[130] ^= 1;
     assert_eq!(sense(&use_token(&world, &nexus, &forged, 0, &[(0, 1)])), Some((5, 0x23, 0x04)));
+}
+
+#[test]
+fn a_token_that_is_written_over_while_it_is_used_is_not_good() {
+    let (world, nexus, _) = two();
+    world.units.remove_unit(2).expect("removes");
+    let disk = Arc::new(Managed::new());
+    world.units.add_unit(2, config(), disk.clone()).expect("adds");
+    while world.run_on(2, &nexus, &[0; 6], &[]).status == 2 {}
+    assert_eq!(world.run_on(2, &nexus, &cdb10(0x2a, 0, 0, 16), &[7; 16 * BLOCK]).status, 0);
+    let unit = world.units.unit(2).expect("unit");
+    for (to, writes, outcome) in [(64, true, Some((5, 0x23, 6))), (64, false, None), (8, false, None)] {
+        let token = populate_on(2, &world, &nexus, 3, &[(0, 16)]);
+        if writes {
+            let unit = unit.clone();
+            // another command's write, between the read and the write of the copy
+            *disk.before.lock() = Some(Box::new(move || unit.watch.written(Blocks { lba: 3, count: 1 })));
+        }
+        assert_eq!(sense(&use_token(&world, &nexus, &token, 0, &[(to, 16)])), outcome, "to {to}");
+    }
 }

@@ -95,6 +95,30 @@ fn mode_pages_change_for_all() {
 }
 
 #[test]
+fn every_page_can_be_written_back_as_it_was_read() {
+    let world = World::new();
+    let nexus = world.nexus(1);
+    let mut pages = world.good(&nexus, &[0x1a, 8, 0x3f, 0xff, 255, 0], &[]);
+    pages[0] = 0;
+    let count = pages.windows(4).position(|w| w == [0xdc, 2, 0, 20]).expect("the page") + 20;
+    assert_ne!(pages[count..count + 4], [0; 4]);
+    // the bit that says what can be saved is not for the way back
+    let mut at = 4;
+    while at < pages.len() {
+        pages[at] &= 0x7f;
+        at += if pages[at] & 0x40 == 0 {
+            2 + usize::from(pages[at + 1])
+        } else {
+            4 + usize::from(u16::from_be_bytes([pages[at + 2], pages[at + 3]]))
+        };
+    }
+    let length = u8::try_from(pages.len()).expect("short");
+    world.good(&nexus, &[0x15, 0x10, 0, 0, length, 0], &pages);
+    pages[count - 3] ^= 1;
+    assert_eq!(world.refused(&nexus, &[0x15, 0x10, 0, 0, length, 0], &pages), (5, 0x26, 0));
+}
+
+#[test]
 fn configuration_changes_are_told() {
     let world = World::new();
     let nexus = world.nexus(1);

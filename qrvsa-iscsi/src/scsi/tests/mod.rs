@@ -9,11 +9,12 @@ mod reservations;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::{Command, DeviceServer, Nexus, Persistence, Response, TargetUnits, TaskAttribute, UnitConfig, lun};
-use crate::backing::MemoryBacking;
+use crate::backing::{Backing, Extent, Failure, FailureKind, MemoryBacking, Space};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 4096;
@@ -30,6 +31,64 @@ impl Persistence for Kept {
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
         Ok(self.0.lock().get(key).cloned())
+    }
+}
+
+/// Storage that takes no writes while it is told so, and lets something else happen before one.
+struct Managed {
+    memory: MemoryBacking,
+    fails: AtomicBool,
+    before: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Managed {
+    fn new() -> Self {
+        let memory = MemoryBacking::new(BLOCKS * BLOCK as u64);
+        Self { memory, fails: AtomicBool::new(false), before: Mutex::default() }
+    }
+
+    fn check(&self) -> crate::backing::Result<()> {
+        if let Some(before) = self.before.lock().take() {
+            before();
+        }
+        let failure = Failure { kind: FailureKind::Unwritable, text: "as told".into(), offset: Some(0) };
+        if self.fails.load(Ordering::SeqCst) { Err(failure) } else { Ok(()) }
+    }
+}
+
+impl Backing for Managed {
+    fn size_bytes(&self) -> u64 {
+        self.memory.size_bytes()
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn thin(&self) -> bool {
+        true
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> crate::backing::Result<()> {
+        self.memory.read(offset, buf)
+    }
+    fn write(&self, offset: u64, data: &[u8], durable: bool) -> crate::backing::Result<()> {
+        self.check()?;
+        self.memory.write(offset, data, durable)
+    }
+    fn flush(&self) -> crate::backing::Result<()> {
+        self.check()
+    }
+    fn unmap(&self, offset: u64, bytes: u64) -> crate::backing::Result<()> {
+        self.check()?;
+        self.memory.unmap(offset, bytes)
+    }
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> crate::backing::Result<()> {
+        self.check()?;
+        self.memory.write_zeroes(offset, bytes)
+    }
+    fn extent(&self, offset: u64, bytes_max: u64) -> crate::backing::Result<Extent> {
+        self.memory.extent(offset, bytes_max)
+    }
+    fn space(&self) -> Space {
+        self.memory.space()
     }
 }
 

@@ -163,12 +163,16 @@ impl Targets {
         }
     }
 
-    fn add_unit(&self, tid: u32, number: u64, lun: &Lun) -> Result<()> {
+    /// Lets a unit serve. A `fresh` one has nothing to do with an earlier one of its number.
+    fn add_unit(&self, tid: u32, number: u64, lun: &Lun, fresh: bool) -> Result<()> {
         let (backing, block_bytes) = self.open(tid, number, lun)?;
         let config = unit_config(lun, block_bytes)?;
         let running = self.running.read().get(&tid).cloned();
         let running = running.ok_or_else(|| no_target(&tid.to_string()))?;
         running.keep.assign(number, pool_of(lun));
+        if fresh {
+            running.units.forget_unfinished(number).map_err(|e| ApiError::from_text(ErrorKind::Internal, &e))?;
+        }
         running.units.add_unit(number, config, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
         if lun.source == LunSource::Empty {
             let _ = running.units.eject_medium(number, true);
@@ -180,7 +184,7 @@ impl Targets {
     pub(super) fn start_lun(&self, model: &Model, tid: u32, number: u64) {
         let Some(target) = model.targets.get(&tid) else { return };
         let Some(lun) = target.luns.get(&number) else { return };
-        let result = self.add_unit(tid, number, lun);
+        let result = self.add_unit(tid, number, lun, false);
         let mut running = self.running.write();
         let Some(running) = running.get_mut(&tid) else { return };
         match result {
@@ -237,7 +241,7 @@ impl Targets {
         self.name_unit(&mut lun, &target.iqn, number);
         let iqn = target.iqn.clone();
         // The unit first: storage that cannot be opened changes nothing.
-        self.add_unit(tid, number, &lun)?;
+        self.add_unit(tid, number, &lun, true)?;
         let saved = self.change_locked(|model| {
             if let Some(target) = model.targets.get_mut(&tid) {
                 target.luns.insert(number, lun);

@@ -280,6 +280,7 @@ impl Targets {
         let _changing = self.changing.lock();
         self.service.shutdown(if self.running.read().is_empty() { Duration::ZERO } else { LOGOUT_PATIENCE });
         for (tid, running) in &*self.running.read() {
+            running.units.stop();
             if let Err(e) = running.units.flush_all() {
                 tracing::error!("target {tid}: {e}");
             }
