@@ -10,7 +10,13 @@ use std::time::Duration;
 use qrvsa_core::ErrorKind;
 use qrvsa_core::buf::{AlignedBuf, BufSlice};
 use qrvsa_core::device::{Device, IoBatch, OpenOptions, Outcome, Request};
-use qrvsa_core::vhdx::{CreateOptions, Image, create, create_differencing, open_any, open_device};
+use qrvsa_core::env::Environment;
+use qrvsa_core::vhdx::check::check_file;
+use qrvsa_core::vhdx::repair::repair_file;
+use qrvsa_core::vhdx::{
+    ConvertSource, ConvertTarget, Converted, CreateOptions, HostFile, Image, convert, create, create_differencing,
+    merge, open_any, open_device,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -78,6 +84,140 @@ fn parents_are_found_by_their_paths() {
     assert!(error.to_string().contains("among its own parents"), "{error}");
     std::fs::remove_file(other.join("base.vhdx")).unwrap();
     assert_eq!(seen(&other.join("sub/child.vhdx")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn all_look_for_the_parent_in_the_same_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let sub = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let base = dir.path().join("base.vhdx");
+    create(&base, &options(8 * MIB, 1 << 20)).unwrap();
+    let child = sub("a").join("child.vhdx");
+    create_differencing(&child, &base, 1 << 20).unwrap();
+    let image = Image::open(&child, true).unwrap();
+    image.write(MIB, &[7; 4096]).unwrap();
+    image.close().unwrap();
+    drop(image);
+    // Moved, so that its relative path leads to another image; the absolute one is still right.
+    let moved = sub("b/c").join("child.vhdx");
+    std::fs::rename(&child, &moved).unwrap();
+    create(&dir.path().join("b/base.vhdx"), &options(8 * MIB, 1 << 20)).unwrap();
+    let mut buf = [0; 4096];
+    Image::open(&moved, false).unwrap().read(MIB, &mut buf).unwrap();
+    assert_eq!(buf, [7; 4096]);
+    let report = check_file(&moved, &mut |_, _| {}).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    let merged = merge(&moved, false, &mut |_, _| {}).unwrap();
+    assert_eq!(std::fs::canonicalize(merged.parent).unwrap(), std::fs::canonicalize(&base).unwrap());
+    Image::open(&base, false).unwrap().read(MIB, &mut buf).unwrap();
+    assert_eq!(buf, [7; 4096]);
+    // Without it, the other one is no parent for any of them, and is not touched.
+    std::fs::remove_file(&base).unwrap();
+    let other = std::fs::read(dir.path().join("b/base.vhdx")).unwrap();
+    assert_eq!(Image::open(&moved, false).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(merge(&moved, false, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(check_file(&moved, &mut |_, _| {}).unwrap().has("parent-guid"));
+    let repaired = |path: &Path| {
+        let file = HostFile::open(path, true).unwrap();
+        repair_file(&file, &Environment::system(), false, &mut |_, _| {}).unwrap().after
+    };
+    assert!(repaired(&moved).has("parent-guid"));
+    assert!(std::fs::read(dir.path().join("b/base.vhdx")).unwrap() == other);
+    std::fs::remove_file(dir.path().join("b/base.vhdx")).unwrap();
+    assert!(repaired(&moved).has("parent-missing"));
+}
+
+#[test]
+fn names_that_no_image_can_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, child) = (dir.path().join("x\\y.vhdx"), dir.path().join("child.vhdx"));
+    create(&base, &options(8 * MIB, 1 << 20)).unwrap();
+    let error = create_differencing(&child, &base, 2 << 20).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("backslash"), "{error}");
+    assert!(!child.exists());
+    // Above both, it does not matter.
+    let above = dir.path().join("d\\e");
+    std::fs::create_dir(&above).unwrap();
+    create(&above.join("base.vhdx"), &options(8 * MIB, 1 << 20)).unwrap();
+    create_differencing(&above.join("child.vhdx"), &above.join("base.vhdx"), 2 << 20).unwrap();
+    Image::open(&above.join("child.vhdx"), false).unwrap();
+}
+
+fn converted(
+    from: &Path,
+    to: &Path,
+    kind: &ConvertTarget,
+    force: bool,
+    dry_run: bool,
+) -> qrvsa_core::Result<Converted> {
+    convert(&ConvertSource::open(from, false)?, to, kind, force, dry_run, &mut |_, _| Ok(()))
+}
+
+#[test]
+fn conversions_take_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (source, target) = (at("source.raw"), at("target.raw"));
+    std::fs::write(&source, vec![5; 1 << 20]).unwrap();
+    std::fs::write(&target, b"precious").unwrap();
+    let raw = ConvertTarget::Raw;
+    let user = std::fs::File::open(&target).unwrap();
+    user.lock_shared().unwrap();
+    for dry_run in [false, true] {
+        let error = converted(&source, &target, &raw, true, dry_run).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    }
+    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    drop(user);
+    // What appears while it runs.
+    let late = at("late.raw");
+    let open = ConvertSource::open(&source, false).unwrap();
+    let appears = &mut |_, _| {
+        std::fs::write(&late, b"precious").unwrap();
+        Ok(())
+    };
+    assert_eq!(convert(&open, &late, &raw, false, false, appears).unwrap_err().kind(), ErrorKind::NeedsForce);
+    assert_eq!(std::fs::read(&late).unwrap(), b"precious");
+    // Links.
+    let (link, nowhere) = (at("link"), at("nowhere"));
+    std::os::unix::fs::symlink("target.raw", &link).unwrap();
+    std::os::unix::fs::symlink("void", &nowhere).unwrap();
+    assert_eq!(converted(&source, &nowhere, &raw, false, false).unwrap_err().kind(), ErrorKind::NeedsForce);
+    assert!(nowhere.is_symlink());
+    converted(&source, &link, &raw, true, false).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read(&target).unwrap(), vec![5; 1 << 20]);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("unfinished")), "{left:?}");
+}
+
+#[test]
+fn a_dry_conversion_fails_where_the_real_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("empty.raw"), b"").unwrap();
+    std::fs::write(at("full.raw"), vec![5; 1 << 20]).unwrap();
+    std::fs::write(at("other.qcow2"), b"QFI\xfb and so on").unwrap();
+    let vhdx = |size: u64| ConvertTarget::Vhdx(options(size, 1 << 20));
+    for dry_run in [true, false] {
+        for (from, to, kind, wanted) in [
+            ("empty.raw", "new.vhdx", vhdx(0), ErrorKind::Invalid),
+            ("full.raw", "no/new.vhdx", vhdx(MIB), ErrorKind::NotFound),
+            ("full.raw", "no/new.raw", ConvertTarget::Raw, ErrorKind::NotFound),
+            ("other.qcow2", "new.vhdx", vhdx(MIB), ErrorKind::Unsupported),
+        ] {
+            let error = converted(&at(from), &at(to), &kind, false, dry_run).unwrap_err();
+            assert_eq!(error.kind(), wanted, "{error}");
+            assert!(!error.to_string().contains("unfinished"), "{error}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    assert_eq!(ConvertSource::open(&at("other.qcow2"), true).unwrap().size(), 14);
 }
 
 fn run(device: &Arc<dyn Device>, requests: Vec<Request>) -> Vec<Vec<u8>> {

@@ -13,8 +13,13 @@ use nix::fcntl::FallocateFlags;
 
 use super::check::FileSource;
 use super::check::source::Source;
-use super::file::{io_error, sync_directory_of};
-use super::{CreateOptions, Image, create};
+use super::create::{create_in, refuse_impossible};
+use super::file::{HostFile, ImageFile, io_error};
+use super::foreign::refuse_foreign;
+use super::format::Guid;
+use super::replace::Replacement;
+use super::{CreateOptions, Image};
+use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes read at once.
@@ -113,7 +118,8 @@ impl ConvertSource {
     /// Opens an image if `path` holds one and `raw` is not set; otherwise the bytes themselves.
     ///
     /// # Errors
-    /// As for [`Image::open`]; what the system says.
+    /// As for [`Image::open`]; [`ErrorKind::Unsupported`] for an image of another format, unless `raw` is set; what the system
+    /// says.
     pub fn open(path: &Path, raw: bool) -> Result<ConvertSource> {
         let failed = |e| io_error(path, "cannot open", e);
         // A pipe must not block, and is refused below.
@@ -128,6 +134,9 @@ impl ConvertSource {
             return Image::open(path, false).map(ConvertSource::Image);
         }
         let size = raw_size(&file).map_err(failed)?;
+        if !raw {
+            refuse_foreign(&file, path, size)?;
+        }
         Ok(ConvertSource::Raw { file, path: path.to_owned(), size })
     }
 
@@ -190,7 +199,7 @@ enum Sink {
     Image(Arc<Image>),
     /// A new file: reads as zeros where nothing is written.
     File {
-        file: File,
+        file: HostFile,
         path: PathBuf,
     },
     Device {
@@ -203,9 +212,8 @@ impl TargetDisk for Sink {
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         match self {
             Sink::Image(image) => write_whole(image, at, bytes),
-            Sink::File { file, path } | Sink::Device { file, path } => {
-                file.write_all_at(bytes, at).map_err(|e| io_error(path, "cannot write", e))
-            }
+            Sink::File { file, path } => file.write_at(bytes, at).map_err(|e| io_error(path, "cannot write", e)),
+            Sink::Device { file, path } => file.write_all_at(bytes, at).map_err(|e| io_error(path, "cannot write", e)),
         }
     }
 
@@ -238,20 +246,8 @@ impl TargetDisk for Sink {
     fn finish(&mut self) -> Result<()> {
         match self {
             Sink::Image(image) => image.flush().and_then(|()| image.close()),
-            Sink::File { file, path } | Sink::Device { file, path } => {
-                file.sync_all().map_err(|e| io_error(path, "cannot flush", e))
-            }
-        }
-    }
-}
-
-/// A new file that is removed unless it is kept.
-struct Unfinished(Option<PathBuf>);
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
+            Sink::File { file, path } => file.flush().map_err(|e| io_error(path, "cannot flush", e)),
+            Sink::Device { file, path } => file.sync_all().map_err(|e| io_error(path, "cannot flush", e)),
         }
     }
 }
@@ -260,8 +256,9 @@ impl Drop for Unfinished {
 /// where data is, and writes nothing.
 ///
 /// # Errors
-/// [`ErrorKind::NeedsForce`] if there is something; [`ErrorKind::NoSpace`]; as for [`Image::read`]; what `on_progress` gives.
-/// A file that exists is replaced only after success; a block device holds a part of the disk.
+/// [`ErrorKind::NeedsForce`] if there is something; [`ErrorKind::Busy`] if that is in use; [`ErrorKind::NoSpace`]; as for [`Image::read`]; what `on_progress` gives.
+/// A file that exists is locked, and replaced only after success, by one of the same owner and mode; a block device holds a
+/// part of the disk.
 pub fn convert(
     source: &ConvertSource,
     target: &Path,
@@ -279,42 +276,37 @@ pub fn convert(
         if is_source(source, found) {
             crate::fail!(Invalid, "{} would be copied onto itself", target.display());
         }
-        if !force && !dry_run {
+        if device && !force && !dry_run {
             let what = format!("{} exists and would be overwritten", target.display());
             return Err(Error::new(ErrorKind::NeedsForce, what));
         }
     }
-    if dry_run {
-        return convert_to(source, None, on_progress);
-    }
     if device {
-        return convert_to(source, Some(&mut open_device(source, target, kind)?), on_progress);
+        let mut sink = open_device(source, target, kind)?;
+        return convert_to(source, (!dry_run).then_some(&mut sink as &mut dyn TargetDisk), on_progress);
     }
     // What is there stays until the new one is whole.
-    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let unfinished = target.with_file_name(format!(".{name}.{}.unfinished", std::process::id()));
-    let mut guard = Unfinished(Some(unfinished.clone()));
+    let mut new = Replacement::prepare(target, force || dry_run)?;
+    if let ConvertTarget::Vhdx(options) = kind {
+        refuse_impossible(target, &options.disk(false, Guid::NIL))?;
+    }
+    if dry_run {
+        // Nobody is kept waiting for a lock that is not needed.
+        drop(new);
+        return convert_to(source, None, on_progress);
+    }
+    let file = new.create()?;
     let mut sink = match kind {
-        ConvertTarget::Vhdx(options) => {
-            create(&unfinished, options).inspect_err(|e| {
-                if e.kind() == ErrorKind::Exists {
-                    guard.0 = None;
-                }
-            })?;
-            Sink::Image(Image::open(&unfinished, true)?)
-        }
+        ConvertTarget::Vhdx(options) => Sink::Image(create_in(Arc::new(file), options, &Environment::system())?),
         ConvertTarget::Raw => {
-            let failed = |e| io_error(&unfinished, "cannot create", e);
-            let file = File::options().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(failed)?;
-            file.set_len(source.size()).map_err(failed)?;
-            Sink::File { file, path: unfinished.clone() }
+            file.set_length(source.size()).map_err(|e| io_error(file.path(), "cannot create", e))?;
+            let path = file.path().to_owned();
+            Sink::File { file, path }
         }
     };
     let done = convert_to(source, Some(&mut sink), on_progress)?;
     drop(sink);
-    std::fs::rename(&unfinished, target).map_err(|e| io_error(target, "cannot name", e))?;
-    guard.0 = None;
-    sync_directory_of(target).map_err(|e| io_error(target, "cannot name", e))?;
+    new.finish()?;
     Ok(done)
 }
 

@@ -40,7 +40,7 @@ impl CreateOptions {
         CreateOptions { size, fixed: false, block_size: BLOCK_SIZE_DEFAULT, logical_sector: 512, physical_sector: 4096 }
     }
 
-    fn disk(&self, has_parent: bool, disk_id: Guid) -> DiskParameters {
+    pub(super) fn disk(&self, has_parent: bool, disk_id: Guid) -> DiskParameters {
         DiskParameters {
             block_size: self.block_size,
             leave_allocated: self.fixed,
@@ -79,7 +79,7 @@ pub fn create_differencing(path: &Path, parent: &Path, block_size: u32) -> Resul
 /// A locator in `child` for `parent`: relative where the child's directory is known, and absolute.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] for paths that are not text; what the system says.
+/// [`ErrorKind::Invalid`] for paths that are not text, or with a backslash in a name; what the system says.
 pub fn locator_to(child: &Path, parent: &Path, linkage: Guid) -> Result<ParentLocator> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| io_error(path, "cannot find", e));
     let parent = std::fs::canonicalize(parent).map_err(|e| io_error(parent, "cannot find", e))?;
@@ -92,7 +92,12 @@ pub fn locator_to(child: &Path, parent: &Path, linkage: Guid) -> Result<ParentLo
         None => Err(Error::new(ErrorKind::Invalid, format!("{} is not UTF-8", path.display()))),
     };
     // Backslashes as Windows writes them; a slash is no part of a name there or here.
-    let relative = text(&relative)?.replace('/', "\\");
+    let relative = text(&relative)?;
+    if relative.contains('\\') {
+        let parent = parent.display();
+        crate::fail!(Invalid, "{parent} cannot be named in an image: a backslash separates names there; rename it");
+    }
+    let relative = relative.replace('/', "\\");
     let relative = if relative.starts_with("..") { relative } else { format!(".\\{relative}") };
     Ok(ParentLocator::new(
         linkage,
@@ -123,7 +128,7 @@ fn make(path: &Path, metadata: &Metadata, env: &Environment) -> Result<()> {
     made
 }
 
-fn refuse_impossible(path: &Path, disk: &DiskParameters) -> Result<()> {
+pub(super) fn refuse_impossible(path: &Path, disk: &DiskParameters) -> Result<()> {
     match disk.problems().first() {
         Some(problem) => {
             Err(Error::new(ErrorKind::Invalid, format!("{} cannot be made: {}", path.display(), problem.what)))

@@ -154,11 +154,16 @@ impl HostFile {
     /// # Errors
     /// [`ErrorKind::Exists`] if there is something; else what the system says.
     pub fn create(path: &Path) -> Result<HostFile> {
+        Self::create_as(path, path)
+    }
+
+    /// The same for a file that is going to have another name, which messages tell.
+    pub(super) fn create_as(path: &Path, name: &Path) -> Result<HostFile> {
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|e| io_error(path, "cannot create", e))?;
-        let claim = File::open(path).map_err(|e| io_error(path, "cannot open", e))?;
-        lock(&claim, path, true)?;
-        Self::same(path, Some(claim), file)
+        let file = file.map_err(|e| io_error(name, "cannot create", e))?;
+        let claim = File::open(path).map_err(|e| io_error(name, "cannot open", e))?;
+        lock(&claim, name, true)?;
+        Self::same(name, Some(claim), file)
     }
 
     fn same(path: &Path, claim: Option<File>, file: File) -> Result<HostFile> {
@@ -268,7 +273,10 @@ pub fn io_error(path: &Path, what: &str, error: io::Error) -> Error {
             let what = format!("{what} {path}: the filesystem that holds it is full");
             Error::new(ErrorKind::NoSpace, what)
         }
-        Some(errno @ (libc::EACCES | libc::EPERM | libc::EROFS | libc::EFBIG)) => {
+        Some(libc::EROFS) => {
+            Error::new(ErrorKind::ReadOnly, format!("{what} {path}: the filesystem that holds it is read-only"))
+        }
+        Some(errno @ (libc::EACCES | libc::EPERM | libc::EFBIG)) => {
             Error::new(ErrorKind::Posix(Errno::from_raw(errno)), format!("{what} {path}"))
         }
         _ => Error::new(ErrorKind::Io, format!("{what} {path}")).with_source(error),
@@ -411,6 +419,14 @@ mod tests {
         }
         // One long write is a run by itself.
         assert_eq!(run.wrote(1 << 40, WRITE_BEHIND_BYTES, true), Some(1 << 40..(1 << 40) + WRITE_BEHIND_BYTES));
+    }
+
+    #[test]
+    fn a_read_only_filesystem_is_told_apart() {
+        let error = io_error(Path::new("/m/a.vhdx"), "cannot open", io::Error::from_raw_os_error(libc::EROFS));
+        assert_eq!(error.kind(), ErrorKind::ReadOnly);
+        assert_eq!(error.errno(), Errno::EROFS);
+        assert!(error.to_string().contains("/m/a.vhdx: the filesystem that holds it is read-only"), "{error}");
     }
 
     #[test]

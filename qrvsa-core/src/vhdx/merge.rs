@@ -7,12 +7,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file::HostFile;
+use super::ImageFile;
+use super::file::{Files, HostFile, HostFiles};
 use super::format::ParentLocator;
 use super::image::Image;
 use super::locate::locator_writes;
+use super::open::data_write_guid;
+use super::parents::{self, parent_candidates};
 use super::status::ExtentKind;
-use super::{ImageFile, parent_candidates};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -126,15 +128,24 @@ fn copy_own(
     Ok(())
 }
 
-/// The parent, for writing.
+/// The parent, for writing. It is told by its header: a file that is not the parent is not even locked.
 fn find_parent(child: &Path, locator: &ParentLocator, write: bool) -> Result<Arc<Image>> {
-    let found = parent_candidates(child, locator).into_iter().find(|path| path.exists());
-    let path = found.ok_or_else(|| locator.not_found(child))?;
-    let same = std::fs::canonicalize(&path).ok().zip(std::fs::canonicalize(child).ok());
-    if same.is_some_and(|(a, b)| a == b) {
-        crate::fail!(Corrupt, "{} is its own parent", child.display());
-    }
-    Image::open(&path, write)
+    let own = HostFiles.identity(child);
+    let found = parents::search(parent_candidates(child, locator), |place| {
+        let identity = HostFiles.identity(place)?;
+        let look = || {
+            if Some(identity) == own {
+                crate::fail!(Corrupt, "{} is its own parent", child.display());
+            }
+            if !std::fs::metadata(place).is_ok_and(|metadata| metadata.is_file()) {
+                crate::fail!(Invalid, "{} is not a regular file", place.display());
+            }
+            data_write_guid(&HostFile::look(place)?).map(|guid| ((), locator.names(guid)))
+        };
+        Some(look())
+    });
+    let (place, ()) = parents::only_fitting(found, child, locator)?;
+    Image::open(&place, write)
 }
 
 impl Image {

@@ -1,6 +1,6 @@
 //! Opening an image: header, log, regions, metadata, parents; each believed only after it was checked.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::file::{Files, HostFiles, ImageFile, io_error};
 use super::format::{
-    FileIdentifier, HEADER_BYTES, HEADER_OFFSETS, HEADER_SECTION_BYTES, Header, METADATA_TABLE_BYTES, Metadata,
+    FileIdentifier, Guid, HEADER_BYTES, HEADER_OFFSETS, HEADER_SECTION_BYTES, Header, METADATA_TABLE_BYTES, Metadata,
     ParentLocator, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS, RawHeader, RawMetadataTable, RawRegionTable, RegionTable,
     choose_header,
 };
@@ -17,6 +17,7 @@ use super::image::{Image, Shape};
 use super::journal::Journal;
 use super::overlay::ReplayedFile;
 use super::pages::BitmapPages;
+use super::parents::{self, parent_candidates};
 use super::replay::{self, ActiveLog};
 use super::stripes::StripedLock;
 use super::write::Allocation;
@@ -57,23 +58,20 @@ impl Image {
         env: &Environment,
         find_parent: impl FnOnce(&ParentLocator) -> Result<Arc<Image>>,
     ) -> Result<Arc<Image>> {
-        let (mut current, header) = read_headers(&*file)?;
+        let (mut current, mut header) = read_headers(&*file)?;
         check_log_place(&*file, &header)?;
-        let mut header = header;
-        let file = match replay::active_log(&*file, &header)? {
-            None => file,
-            Some(log) if write => {
-                (current, header) = replay_into(&*file, header, current, &log, env)?;
-                file
-            }
+        let log = replay::active_log(&*file, &header)?;
+        // Judged as the log makes it, before a byte is written: what is refused stays as it is.
+        let seen: Arc<dyn ImageFile> = match &log {
+            None => file.clone(),
             Some(log) => {
                 let failed = |e| io_error(file.path(), "cannot read", e);
-                Arc::new(ReplayedFile::new(file.clone(), log.changes, log.length_min).map_err(failed)?)
+                Arc::new(ReplayedFile::new(file.clone(), log.changes.clone(), log.length_min).map_err(failed)?)
             }
         };
-        let length = file.length().map_err(|e| io_error(file.path(), "cannot examine", e))?;
-        let regions = read_regions(&*file, &header, length)?;
-        let metadata = read_metadata(&*file, &regions)?;
+        let examined = |e| io_error(file.path(), "cannot examine", e);
+        let regions = read_regions(&*seen, &header, seen.length().map_err(examined)?)?;
+        let metadata = read_metadata(&*seen, &regions)?;
         let shape = Shape::new(metadata.disk, regions);
         let path = file.path().display();
         if shape.layout.bytes() > u64::from(shape.regions.bat.length) {
@@ -88,6 +86,14 @@ impl Image {
             }
             None => None,
         };
+        let file = match log {
+            Some(log) if write => {
+                (current, header) = replay_into(&*file, header, current, &log, env)?;
+                file
+            }
+            _ => seen,
+        };
+        let length = file.length().map_err(|e| io_error(file.path(), "cannot examine", e))?;
         Ok(Arc::new(Image {
             env: env.clone(),
             writable: write,
@@ -160,7 +166,7 @@ fn replay_into(
     // Whoever opened this log and was killed may have left the other header to a flush.
     file.flush().map_err(|e| io_error(file.path(), "cannot flush", e))?;
     let mut journal = Journal::new(header, current, length);
-    let guid = super::format::Guid::random(env.random_u128());
+    let guid = Guid::random(env.random_u128());
     journal.update_header(file, |header| header.file_write_guid = guid)?;
     replay::apply(file, log)?;
     journal.close_log(file)?;
@@ -174,7 +180,8 @@ fn read_regions(file: &dyn ImageFile, header: &Header, length: u64) -> Result<Re
     for offset in REGION_TABLE_OFFSETS {
         let mut bytes = vec![0; REGION_TABLE_BYTES];
         file.read_at(&mut bytes, offset).map_err(|e| io_error(file.path(), "cannot read", e))?;
-        match RawRegionTable::decode(&bytes).validate() {
+        let raw = RawRegionTable::decode(&bytes);
+        match raw.validate() {
             Ok(table) => {
                 let log = (header.log_offset, header.log_offset.saturating_add(u64::from(header.log_length)));
                 let others = table.others.iter().map(|o| o.region);
@@ -194,6 +201,10 @@ fn read_regions(file: &dyn ImageFile, header: &Header, length: u64) -> Result<Re
             }
             Err(e) => {
                 error.get_or_insert(e);
+                // The second stands in for one that was not written whole, not for one that forbids to open the file.
+                if raw.is_intact() {
+                    break;
+                }
             }
         }
     }
@@ -260,32 +271,6 @@ fn open_chain(
     opened
 }
 
-/// The places where the parent of `child` may be, in order.
-pub fn parent_candidates(child: &Path, locator: &ParentLocator) -> Vec<PathBuf> {
-    let directory = child.parent().unwrap_or(Path::new(""));
-    let mut places: Vec<PathBuf> = Vec::new();
-    let mut add = |place: PathBuf| {
-        if !places.contains(&place) {
-            places.push(place);
-        }
-    };
-    for (_, text) in locator.paths() {
-        let path = text.replace('\\', "/");
-        let foreign = path.starts_with("//") || path.as_bytes().get(1) == Some(&b':');
-        if !foreign && !path.is_empty() {
-            // An absolute path replaces the directory.
-            add(directory.join(&path));
-        }
-    }
-    // A path of another system: the file may have come along with its child.
-    for (_, text) in locator.paths() {
-        if let Some(name) = text.rsplit(['\\', '/']).next().filter(|name| !name.is_empty()) {
-            add(directory.join(name));
-        }
-    }
-    places
-}
-
 fn find_parent(
     files: &dyn Files,
     child: &Path,
@@ -293,27 +278,22 @@ fn find_parent(
     env: &Environment,
     seen: &mut Vec<(u64, u64)>,
 ) -> Result<Arc<Image>> {
-    let mut first_error = None;
-    for place in parent_candidates(child, locator) {
-        match open_chain(files, &place, false, env, seen) {
+    let found =
+        parents::search(parent_candidates(child, locator), |place| match open_chain(files, place, false, env, seen) {
             Ok(parent) => {
-                let guid = parent.data_write_guid();
-                if guid == locator.linkage() || Some(guid) == locator.linkage2() {
-                    return Ok(parent);
-                }
-                let what = format!(
-                    "{}: its parent {} was changed since, or is another image; what this one holds does not fit to it",
-                    child.display(),
-                    place.display()
-                );
-                first_error.get_or_insert(Error::new(ErrorKind::Corrupt, what));
+                let fits = locator.names(parent.data_write_guid());
+                Some(Ok((parent, fits)))
             }
-            Err(e) if e.kind() == ErrorKind::NotFound && files.identity(&place).is_none() => {}
-            Err(e) => {
-                let what = format!("{}: its parent cannot be opened: {e}", child.display());
-                first_error.get_or_insert(Error::new(e.kind(), what));
-            }
-        }
-    }
-    Err(first_error.unwrap_or_else(|| locator.not_found(child)))
+            Err(e) if e.kind() == ErrorKind::NotFound && files.identity(place).is_none() => None,
+            Err(e) => Some(Err(e)),
+        });
+    parents::only_fitting(found, child, locator).map(|(_, parent)| parent)
+}
+
+/// The `DataWriteGuid` of what is in a file, without a lock and without its parents.
+///
+/// # Errors
+/// As for [`Image::open`].
+pub(super) fn data_write_guid(file: &dyn ImageFile) -> Result<Guid> {
+    read_headers(file).map(|(_, header)| header.data_write_guid)
 }

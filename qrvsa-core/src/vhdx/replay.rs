@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::file::{ImageFile, io_error};
-use super::format::Header;
 use super::format::log::{Change, Entry, EntryHeader, SECTOR};
+use super::format::{Header, REGION_TABLE_OFFSETS};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest log that is read. Windows and QEMU make logs of 1 MiB.
@@ -89,7 +89,7 @@ fn read_ring(file: &dyn ImageFile, header: &Header, at: u32, buf: &mut [u8]) -> 
     if rest.is_empty() { Ok(()) } else { read(rest, 0) }
 }
 
-/// The entry at `at`, if it is valid and of this log.
+/// The entry at `at`, if it is valid, of this log, and changes nothing that no log may change.
 fn read_entry(file: &dyn ImageFile, header: &Header, at: u32) -> Result<Option<Entry>> {
     let mut head = vec![0; SECTOR];
     read_ring(file, header, at, &mut head)?;
@@ -99,7 +99,19 @@ fn read_entry(file: &dyn ImageFile, header: &Header, at: u32) -> Result<Option<E
     }
     let mut bytes = vec![0; entry.length as usize];
     read_ring(file, header, at, &mut bytes)?;
-    Ok(Entry::decode(&bytes, header.log_length))
+    let entry = Entry::decode(&bytes, header.log_length);
+    Ok(entry.filter(|entry| entry.changes.iter().all(|change| may_change(header, change))))
+}
+
+/// Whether an entry may make this change: never to the identifier, a header or the log. The region tables are the only thing
+/// before the first mebibyte that a log changes.
+fn may_change(header: &Header, change: &Change) -> bool {
+    let (start, length) = match change {
+        Change::Data { offset, .. } => (*offset, SECTOR as u64),
+        Change::Zero { offset, length } => (*offset, *length),
+    };
+    let (end, log_end) = (start.saturating_add(length), header.log_offset.saturating_add(header.log_length.into()));
+    (start >= REGION_TABLE_OFFSETS[0] || end == 0) && (end <= header.log_offset || start >= log_end)
 }
 
 /// All valid entries by their place in the ring.

@@ -22,7 +22,8 @@ impl Image {
     ///
     /// # Errors
     /// [`ErrorKind::NeedsForce`] if anything but zeros would be cut off and `force` is not given;
-    /// [`ErrorKind::Invalid`] for a size that cannot be; else as for [`Image::write`].
+    /// [`ErrorKind::Invalid`] for a size that cannot be; [`ErrorKind::NoSpace`] if there is no room for all blocks of a fixed
+    /// image: it keeps its size then; else as for [`Image::write`].
     pub fn resize(&self, size: u64, force: bool) -> Result<()> {
         let path = self.file.path().display();
         let old = self.disk();
@@ -39,7 +40,8 @@ impl Image {
         self.begin_change(true)?;
         if size < old.disk_size {
             let shape = self.shape.read();
-            self.trim_range(&shape, size, old.disk_size - size)?;
+            // Blocks behind the new end give up their space in a fixed image, too: no entry may keep it there.
+            self.trim_range(&shape, size, old.disk_size - size, false)?;
         }
         let mut shape = self.shape.write();
         if shape.disk.disk_size != old.disk_size {
@@ -55,7 +57,14 @@ impl Image {
         }
         resized?;
         drop((journal, shape));
-        self.finish_growth(old.disk_size, size)
+        let finished = self.finish_growth(old.disk_size, size);
+        if finished.is_err() && size > old.disk_size && old.leave_allocated {
+            // A fixed image has space for all of its disk, or does not grow.
+            if let Err(error) = self.resize(old.disk_size, true) {
+                tracing::warn!(%path, %error, "the disk has grown, but not all of it has space");
+            }
+        }
+        finished
     }
 
     /// Refuses to cut off anything but zeros.
@@ -234,7 +243,7 @@ impl Image {
         if let Some(parent) = &self.parent {
             let end = parent.size().min(new);
             if end > old {
-                self.trim_range(&shape, old, end - old)?;
+                self.trim_range(&shape, old, end - old, shape.disk.leave_allocated)?;
             }
         }
         if shape.disk.leave_allocated {

@@ -1,7 +1,8 @@
 //! Taking contents away: the run reads as zeros afterwards, and its space goes back where that is allowed.
 //!
 //! A whole block loses its place: the table says "zero", never "not present", which would show what a parent has. A part of a
-//! block becomes a hole in the file. A fixed image keeps its blocks and their space.
+//! block becomes a hole in the file. A fixed image keeps its blocks and their space, but for those behind its new end when
+//! it becomes smaller.
 
 use super::format::{BatEntry, PayloadState};
 use super::image::{Image, Piece, Shape};
@@ -17,10 +18,11 @@ impl Image {
         self.begin_change(true)?;
         let shape = self.shape.read();
         self.check_range(&shape, offset, len)?;
-        self.trim_range(&shape, offset, len)
+        self.trim_range(&shape, offset, len, shape.disk.leave_allocated)
     }
 
-    pub(super) fn trim_range(&self, shape: &Shape, offset: u64, len: u64) -> Result<()> {
+    /// With `keep`, whole blocks keep their space, too.
+    pub(super) fn trim_range(&self, shape: &Shape, offset: u64, len: u64, keep: bool) -> Result<()> {
         let block_size = shape.layout.block_size;
         let end = offset + len;
         let mut at = offset;
@@ -29,7 +31,7 @@ impl Image {
             let here = shape.bytes_in(block);
             let len = (end - at).min(here - within);
             if within == 0 && len == here {
-                self.trim_block(shape, block)?;
+                self.trim_block(shape, block, keep)?;
             } else {
                 self.trim_part(shape, block, within, len)?;
             }
@@ -47,7 +49,7 @@ impl Image {
         }
     }
 
-    fn trim_block(&self, shape: &Shape, block: u64) -> Result<()> {
+    fn trim_block(&self, shape: &Shape, block: u64, keep: bool) -> Result<()> {
         if self.is_nothing(self.entry(shape, block)?.payload_state()) {
             return Ok(());
         }
@@ -57,7 +59,7 @@ impl Image {
         match entry.payload_state() {
             PayloadState::Reserved(bits) => return Err(self.reserved_state(block, bits)),
             state if self.is_nothing(state) => return Ok(()),
-            PayloadState::FullyPresent if shape.disk.leave_allocated => {
+            PayloadState::FullyPresent if keep => {
                 let place = self.place(shape, block, entry)?;
                 drop(space);
                 return self.file.zero(place, shape.bytes_in(block), false).map_err(self.failed("cannot write"));

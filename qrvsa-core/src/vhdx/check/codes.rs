@@ -20,6 +20,7 @@ const REPAIR: &str = "`qrvsa vhdx repair` fixes it";
 const COPY: &str = "copy what can be read with `qrvsa vhdx convert`, or restore a backup";
 const BACKUP: &str = "restore the file from a backup";
 const WRITER: &str = "the program that wrote it is faulty; copy the contents with `qrvsa vhdx convert`";
+const MAKER: &str = "use the program that made it";
 const NOTHING: &str = "nothing needs to be done";
 const OPEN: &str = "it is replayed when the image is next opened for writing, or by `qrvsa vhdx repair`";
 const PARENT: &str = "bring the right parent back, or name it with `qrvsa vhdx reparent`";
@@ -39,8 +40,8 @@ codes! {
     ID_CREATOR "id-creator" Remark NOTHING "the creator is not UTF-16";
     HEADER_SIGNATURE "header-signature" Error REPAIR "a header does not begin with \"head\"";
     HEADER_CHECKSUM "header-checksum" Error REPAIR "the checksum of a header is wrong";
-    HEADER_VERSION "header-version" Error WRITER "the version of a header is not 1";
-    HEADER_LOG_VERSION "header-log-version" Error WRITER "the log version is not 0, and there is a log";
+    HEADER_VERSION "header-version" Error MAKER "the version of a header is not 1";
+    HEADER_LOG_VERSION "header-log-version" Error MAKER "the log version is not 0, and there is a log";
     HEADER_LOG_VERSION_UNUSED "header-log-version-unused" Remark NOTHING "the log version is not 0, without a log";
     HEADER_LOG_LENGTH "header-log-length" Error WRITER "the length of the log is 0 or no multiple of 1 MiB";
     HEADER_LOG_OFFSET "header-log-offset" Error WRITER "the log lies in the first MiB or is not aligned to 1 MiB";
@@ -62,7 +63,7 @@ codes! {
     REGION_LENGTH "region-length" Error WRITER "the length of a region is 0 or no multiple of 1 MiB";
     REGION_BEYOND "region-beyond" Error BACKUP "a region reaches beyond the end of the file";
     REGION_OVERLAP "region-overlap" Error BACKUP "a region overlaps another or the log";
-    REGION_UNKNOWN_REQUIRED "region-unknown-required" Error WRITER "an unknown region is marked as required: nobody may open the file";
+    REGION_UNKNOWN_REQUIRED "region-unknown-required" Error MAKER "an unknown region is marked as required: nobody may open the file";
     REGION_UNKNOWN "region-unknown" Remark NOTHING "an unknown region, which is kept";
     REGION_MISSING "region-missing" Error BACKUP "the region table lists no BAT or no metadata region";
     REGION_NOT_REQUIRED "region-not-required" Remark REPAIR "the BAT or the metadata region is not marked as required, as in images made by QEMU";
@@ -91,7 +92,7 @@ codes! {
     METADATA_LENGTH "metadata-length" Error WRITER "a metadata item is longer than 1 MiB, or not as long as its kind needs";
     METADATA_FLAGS "metadata-flags" Error REPAIR "the flags (user, virtual disk, required) of a known metadata item are wrong";
     METADATA_USER_COUNT "metadata-user-count" Error WRITER "there are more than 1024 user metadata items";
-    METADATA_UNKNOWN_REQUIRED "metadata-unknown-required" Error WRITER "an unknown metadata item is marked as required: nobody may open the file";
+    METADATA_UNKNOWN_REQUIRED "metadata-unknown-required" Error MAKER "an unknown metadata item is marked as required: nobody may open the file";
     METADATA_UNKNOWN "metadata-unknown" Remark NOTHING "an unknown metadata item, which is kept";
     METADATA_MISSING "metadata-missing" Error BACKUP "a required metadata item is missing";
     PARAMS_BLOCK_SIZE "params-block-size" Error BACKUP "the block size is no power of two from 1 MiB to 256 MiB";
@@ -104,7 +105,7 @@ codes! {
     DISK_ID "disk-id" Remark NOTHING "the disk's identifier (page 83) is zero";
     LOCATOR_MISSING "locator-missing" Error BACKUP "the image has a parent but no parent locator";
     LOCATOR_UNEXPECTED "locator-unexpected" Error WRITER "there is a parent locator, but the image has no parent";
-    LOCATOR_TYPE_CODE "locator-type" Error WRITER "the type of the parent locator is unknown";
+    LOCATOR_TYPE_CODE "locator-type" Error MAKER "the type of the parent locator is unknown";
     LOCATOR_RESERVED "locator-reserved" Error REPAIR "reserved bytes of the parent locator are not zero";
     LOCATOR_ENTRY "locator-entry" Error WRITER "a key or value of the parent locator is empty, has an odd length, or lies outside it";
     LOCATOR_TEXT "locator-text" Error WRITER "a key or value of the parent locator is not UTF-16, or contains NUL";
@@ -141,6 +142,20 @@ codes! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_advice_sends_people_to_what_refuses_the_image() {
+        let refused = [
+            "header-version",
+            "header-log-version",
+            "region-unknown-required",
+            "metadata-unknown-required",
+            "locator-type",
+        ];
+        for info in CODES.iter().filter(|info| refused.contains(&info.code)) {
+            assert_eq!(info.advice, MAKER, "{}", info.code);
+        }
+    }
 
     #[test]
     fn codes_are_unique_and_documented() {

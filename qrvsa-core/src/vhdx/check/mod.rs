@@ -1,12 +1,12 @@
 //! The check of an image: a tolerant walk over the whole file that reports every violation of the specification, each with
 //! a stable code, structure, offset, what is wrong and what to do.
 //!
-//! It shares no code with the decoders that open images, so that a mistake in one is found by the other. It changes
+//! It shares no code with the decoders that open images (only the places where parents are looked for), so that a mistake in one is found by the other. It changes
 //! nothing: a dirty log is replayed in memory. It never stops at the first fault: whatever can still be told from what
 //! is valid is looked at. Memory is bounded by the size of the file and of its log, not by what numbers in it claim.
 
 mod bat;
-mod chain;
+pub(in crate::vhdx) mod chain;
 pub mod codes;
 pub(in crate::vhdx) mod fix;
 mod locator;

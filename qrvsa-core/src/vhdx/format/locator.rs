@@ -121,6 +121,11 @@ impl ParentLocator {
         self.entries.get(LINKAGE2)?.parse().ok().filter(|guid: &Guid| !guid.is_nil())
     }
 
+    /// Whether an image of this `DataWriteGuid` is the parent.
+    pub fn names(&self, guid: Guid) -> bool {
+        guid == self.linkage || Some(guid) == self.linkage2()
+    }
+
     /// The same locator with another second linkage; `None` removes it.
     #[must_use]
     pub fn with_linkage2(mut self, linkage: Option<Guid>) -> ParentLocator {

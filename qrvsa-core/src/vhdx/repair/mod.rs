@@ -10,10 +10,11 @@ mod reparent;
 #[cfg(test)]
 mod tests;
 
-use super::ImageFile;
+use super::check::chain::check_parents;
 use super::check::codes::{self, CodeInfo};
 use super::check::fix::{Change, Diagnosis, Fix, diagnose};
-use super::check::{ImageSource, Report, Severity};
+use super::check::{Examined, ImageSource, Report, Severity};
+use super::{HostFile, ImageFile};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 pub use reparent::{Reparented, reparent};
@@ -78,6 +79,32 @@ pub fn repair(
     dry_run: bool,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Repaired> {
+    repair_examined(file, env, dry_run, on_progress).map(|(repaired, _)| repaired)
+}
+
+/// The same for a file of this machine, with the chain of its parents: what is wrong there cannot be repaired here, and is
+/// reported.
+///
+/// # Errors
+/// As [`repair`].
+pub fn repair_file(
+    file: &HostFile,
+    env: &Environment,
+    dry_run: bool,
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<Repaired> {
+    let (mut repaired, mut examined) = repair_examined(file, env, dry_run, on_progress)?;
+    check_parents(file, &mut examined)?;
+    repaired.after = examined.report;
+    Ok(repaired)
+}
+
+fn repair_examined(
+    file: &dyn ImageFile,
+    env: &Environment,
+    dry_run: bool,
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Repaired, Examined)> {
     let mut actions: Vec<Action> = Vec::new();
     let mut before = None;
     for _ in 0..ROUNDS_MAX {
@@ -103,7 +130,7 @@ pub fn repair(
         actions.extend(fixes.iter().filter(|_| dry_run || !replay).map(note));
         if dry_run || (fixes.is_empty() && !replay) {
             let before = before.unwrap_or_else(|| report.clone());
-            return Ok(Repaired { before, actions, after: report });
+            return Ok((Repaired { before, actions, after: report }, found.examined));
         }
         let mut edit = Edit::new(file, env, &found)?;
         if replay {
@@ -112,8 +139,9 @@ pub fn repair(
             edit.apply(&fixes)?;
         }
     }
-    let after = diagnose(&ImageSource(file), on_progress)?.examined.report;
-    Ok(Repaired { before: before.unwrap_or_else(|| after.clone()), actions, after })
+    let examined = diagnose(&ImageSource(file), on_progress)?.examined;
+    let after = examined.report.clone();
+    Ok((Repaired { before: before.unwrap_or_else(|| after.clone()), actions, after }, examined))
 }
 
 /// The sectors of a file with bytes written over them.

@@ -178,6 +178,85 @@ fn a_log_without_a_valid_entry_is_refused() {
 }
 
 #[test]
+fn entries_that_would_change_what_no_log_may_change() {
+    let data = |offset: u64| Change::Data { offset, sector: Box::new([0x55; SECTOR]) };
+    let zero = |offset: u64, length: u64| Change::Zero { offset, length };
+    for forged in [
+        data(0),
+        data(64 << 10),
+        data((192 << 10) - 4096),
+        data(LOG + LOG_BYTES - 4096),
+        zero(0, 4096),
+        zero((192 << 10) - 4096, 8192),
+        zero(320 << 10, LOG),
+        zero(LOG + LOG_BYTES - 4096, 8192),
+    ] {
+        let rig = Rig::new();
+        let before = [rig.file.bytes(0, 4096), rig.file.bytes(64 << 10, 4096)];
+        let next = rig.put(0, rig.header(1, 0), vec![rig.fill(10)]);
+        rig.put(next, rig.header(2, next as u32), vec![rig.fill(66), forged.clone()]);
+        assert_eq!(rig.first_byte().unwrap(), 10, "{forged:?}");
+        // Alone, it is none.
+        let lone = Rig::new();
+        lone.put(0, lone.header(1, 0), vec![forged]);
+        assert!(load(&lone.file, true).unwrap_err().to_string().contains("no valid ones"));
+        assert_eq!(before, [rig.file.bytes(0, 4096), rig.file.bytes(64 << 10, 4096)]);
+    }
+    // Region tables are changed by a log when the table moves.
+    let rig = Rig::new();
+    let mut changes = vec![rig.fill(12)];
+    for offset in format::REGION_TABLE_OFFSETS {
+        let sector = Box::new(rig.file.bytes(offset, SECTOR).try_into().unwrap());
+        rig.file.tamper(offset, &[0; SECTOR]);
+        changes.push(Change::Data { offset, sector });
+    }
+    rig.put(0, rig.header(1, 0), changes);
+    assert_eq!(rig.first_byte().unwrap(), 12);
+}
+
+#[test]
+fn what_is_refused_is_not_replayed() {
+    let unknown = |rig: &Rig| {
+        let bytes = rig.file.bytes(format::REGION_TABLE_OFFSETS[0], format::REGION_TABLE_BYTES);
+        let mut table = format::RawRegionTable::decode(&bytes).validate().unwrap();
+        let region = format::Region { offset: rig.file.contents().length, length: MIB as u32 };
+        table.others.push(format::RawRegion { guid: Guid::random(4711), region, flags: 1 });
+        table.encode()
+    };
+    // The file says so, or what the log makes of it.
+    for logged in [false, true] {
+        let rig = Rig::new();
+        let table = unknown(&rig);
+        let mut header = rig.header(1, 0);
+        header.last_file_offset += MIB;
+        let mut changes = vec![rig.fill(10)];
+        for offset in format::REGION_TABLE_OFFSETS {
+            if logged {
+                changes.push(Change::Data { offset, sector: Box::new(table[..SECTOR].try_into().unwrap()) });
+            } else {
+                rig.file.tamper(offset, &table);
+            }
+        }
+        rig.put(0, header, changes);
+        let (before, length) = (rig.file.bytes(0, 8 << 20), rig.file.contents().length);
+        for write in [false, true] {
+            assert_eq!(load(&rig.file, write).unwrap_err().kind(), ErrorKind::Unsupported, "{logged}");
+        }
+        assert!(rig.file.bytes(0, 8 << 20) == before && rig.file.contents().length == length, "{logged}");
+    }
+    // The parent is missing.
+    let (_, base) = fresh(&options(8 * MIB));
+    let file = child_of(&base, 1 << 20);
+    let child = Image::load(file.clone(), true, &env(), |_| Ok(base.clone())).unwrap();
+    child.write(0, &[3; 512]).unwrap();
+    child.flush().unwrap();
+    kill(child);
+    let before = file.bytes(0, 8 << 20);
+    load(&file, true).unwrap_err();
+    assert!(file.bytes(0, 8 << 20) == before);
+}
+
+#[test]
 fn an_entry_forged_to_change_the_table() {
     // What the log says is believed, and checked afterwards as any table is.
     let rig = Rig::new();

@@ -43,6 +43,31 @@ fn one_of_two_is_enough() {
 }
 
 #[test]
+fn the_second_region_table_overrules_no_intact_one() {
+    let file = sample();
+    let bytes = file.bytes(REGION_TABLE_OFFSETS[0], format::REGION_TABLE_BYTES);
+    let mut table = format::RawRegionTable::decode(&bytes).validate().unwrap();
+    let length = file.contents().length;
+    file.set_length(length + MIB).unwrap();
+    let region = format::Region { offset: length, length: MIB as u32 };
+    table.others.push(format::RawRegion { guid: Guid::random(4711), region, flags: 1 });
+    file.tamper(REGION_TABLE_OFFSETS[0], &table.encode());
+    let before = file.bytes(0, length as usize);
+    for write in [false, true] {
+        let error = load(&file, write).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
+    assert!(file.bytes(0, length as usize) == before);
+    // One that makes no sense is no reason either: it was written so.
+    table.others[0].region.offset = 512;
+    file.tamper(REGION_TABLE_OFFSETS[0], &table.encode());
+    load(&file, true).unwrap_err();
+    // Torn, it is.
+    file.tamper(REGION_TABLE_OFFSETS[0] + 100, &[1]);
+    assert_eq!(read(&load(&file, true).unwrap(), MIB, 4096), [2; 4096]);
+}
+
+#[test]
 fn cut_off_files() {
     let whole = sample().contents().length;
     for length in [0, 100, 64 << 10, 1 << 20, 2 << 20, 3 << 20, 4 << 20, whole - MIB, whole - 1] {

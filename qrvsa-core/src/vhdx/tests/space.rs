@@ -37,6 +37,48 @@ fn a_fixed_image_keeps_its_blocks() {
 }
 
 #[test]
+fn a_smaller_fixed_image_gives_up_what_lies_behind_its_end() {
+    let (file, image) = fresh(&CreateOptions { fixed: true, ..options(8 * MIB) });
+    image.write(0, &vec![7; 8 << 20]).unwrap();
+    let size = 2 * MIB + 8192;
+    image.resize(size, true).unwrap();
+    image.close().unwrap();
+    drop(image);
+    super::tools::assert_checked(&file, "smaller");
+    assert_eq!(file.contents().length, (4 + 3) * MIB);
+    let image = load(&file, true).unwrap();
+    assert_eq!(read(&image, 0, size as usize), vec![7; size as usize]);
+    image.resize(8 * MIB, false).unwrap();
+    assert!((0..8).all(|b| image.block_entry(b).unwrap().payload_state().has_space()));
+    assert!(read(&image, size, (8 * MIB - size) as usize).iter().all(|b| *b == 0));
+    image.close().unwrap();
+    drop(image);
+    super::tools::assert_checked(&file, "larger again");
+}
+
+#[test]
+fn a_fixed_image_without_room_keeps_its_size() {
+    let (file, image) = fresh(&CreateOptions { fixed: true, ..options(4 * MIB) });
+    image.write(0, &[1; 4096]).unwrap();
+    image.flush().unwrap();
+    file.set_full(true);
+    assert_eq!(image.resize(8 * MIB, false).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(image.size(), 4 * MIB);
+    image.write(0, &[3; 4096]).unwrap();
+    image.flush().unwrap();
+    kill(image);
+    file.set_full(false);
+    let image = load(&file, true).unwrap();
+    assert_eq!((image.size(), read(&image, 0, 4096)), (4 * MIB, vec![3; 4096]));
+    image.close().unwrap();
+    super::tools::assert_checked(&file, "as before");
+    image.resize(8 * MIB, false).unwrap();
+    assert!((0..8).all(|b| image.block_entry(b).unwrap().payload_state().has_space()));
+    image.close().unwrap();
+    super::tools::assert_checked(&file, "larger");
+}
+
+#[test]
 fn a_full_filesystem_is_an_error_and_no_harm() {
     let (file, image) = fresh(&options(64 * MIB));
     image.write(0, &[1; 4096]).unwrap();

@@ -84,7 +84,8 @@ pub enum Vhdx {
     },
     /// Copy the contents of a disk into a new file of another format, or into a volume of a pool.
     ///
-    /// Formats are told by what is in SRC, and by the ending of DST (.vhdx or anything else). Holes and zeros are not
+    /// Formats are told by what is in SRC, and by the ending of DST (.vhdx or anything else); images of other formats (qcow2,
+    /// VMDK, VDI, VHD) are refused. A file at DST must not be in use; the new one gets its owner and mode. Holes and zeros are not
     /// copied, and take no space in a raw file, dynamic image or volume. A volume is always written volume:POOL/VOL. As DST,
     /// it is made if it is not there; one that exists must be as large as SRC at least, empty (or given with --force), and
     /// neither be a LUN nor have its file in .volumes open for writing. When the command succeeds, all of it is durable.
@@ -95,7 +96,7 @@ pub enum Vhdx {
     Merge {
         /// The differencing image.
         child: PathBuf,
-        /// Remove it afterwards.
+        /// Remove it afterwards; if CHILD is a link, both.
         #[arg(long)]
         delete: bool,
         /// Only show what would be done.
@@ -152,7 +153,7 @@ pub enum ImageType {
 pub struct Create {
     /// The new file.
     pub file: PathBuf,
-    /// Size of the disk, such as 64TB (decimal) or 64TiB (binary); not with --parent, unless larger.
+    /// Size of the disk, such as 64TB (decimal) or 64TiB (binary); with --parent, that of the parent or more.
     #[arg(value_parser = size, required_unless_present = "parent")]
     pub size: Option<u64>,
     /// What kind.

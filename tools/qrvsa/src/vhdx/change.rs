@@ -111,7 +111,10 @@ pub fn merge(child: &Path, delete: bool, dry_run: bool, json: bool) -> Result<u8
     let merged = merge_file(child, dry_run, &mut |done, total| bar.update(done, total)).map_err(|e| failed(&e))?;
     drop(bar);
     if delete && !dry_run {
-        std::fs::remove_file(child).map_err(|e| {
+        // Through a link, the image goes, and with it the link that leads nowhere then.
+        let link = child.is_symlink();
+        let removed = std::fs::canonicalize(child).and_then(std::fs::remove_file);
+        removed.and_then(|()| if link { std::fs::remove_file(child) } else { Ok(()) }).map_err(|e| {
             ApiError::new(ErrorKind::Io, format!("merged, but {} cannot be removed: {e}", child.display()))
                 .with_hint("it is not needed any more")
         })?;

@@ -8,7 +8,7 @@ use qrvsa_core::device::size::format_size;
 use qrvsa_core::env::Environment;
 use qrvsa_core::vhdx::HostFile;
 use qrvsa_core::vhdx::check::{Finding, Report, Severity, check_file};
-use qrvsa_core::vhdx::repair::{Action, repair as repair_file};
+use qrvsa_core::vhdx::repair::{Action, repair_file};
 use serde_json::{Value, json};
 
 use super::failed;

@@ -8,12 +8,12 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use qrvsa_api::names::FsName;
 use qrvsa_api::{ApiError, Client, ErrorKind};
-use qrvsa_core::Error;
 use qrvsa_core::device::size::format_size;
 use qrvsa_core::vhdx::{
     BLOCK_SIZE_DIFFERENCING, ConvertSource, ConvertTarget, CreateOptions, Image, convert as convert_disk,
     create as create_image, create_differencing,
 };
+use qrvsa_core::{Error, ErrorKind as CoreKind};
 use serde_json::json;
 
 use super::args::{Convert, Create, Format, ImageType};
@@ -29,6 +29,9 @@ pub fn create(create: &Create, json: bool) -> Result<u8, ApiError> {
     let file = &create.file;
     if let Some(parent) = &create.parent {
         let block_size = create.block_size.unwrap_or(BLOCK_SIZE_DIFFERENCING);
+        if let Some(size) = create.size {
+            refuse_smaller(size, parent)?;
+        }
         create_differencing(file, parent, block_size).map_err(|e| failed(&e))?;
         if let Some(size) = create.size {
             let grown = Image::open(file, true).and_then(|image| {
@@ -45,7 +48,13 @@ pub fn create(create: &Create, json: bool) -> Result<u8, ApiError> {
         let options = options(create.kind == ImageType::Fixed, size, create.block_size, create.logical_sector)?;
         create_image(file, &options).map_err(|e| failed(&e))?;
     }
-    let image = Image::open(file, false).map_err(|e| failed(&e))?;
+    let image = Image::open(file, false).map_err(|e| {
+        // What does not open is of no use; who uses it already sees that otherwise.
+        if e.kind() != CoreKind::Busy {
+            let _ = std::fs::remove_file(file);
+        }
+        failed(&e)
+    })?;
     let disk = image.disk();
     let value = json!({
         "file": file.display().to_string(),
@@ -59,6 +68,17 @@ pub fn create(create: &Create, json: bool) -> Result<u8, ApiError> {
         format!("{} created: a disk of {size} in a file of {length}\n", clean(&file.display().to_string()))
     });
     Ok(0)
+}
+
+/// A child is as large as its parent, or larger.
+fn refuse_smaller(size: u64, parent: &Path) -> Result<(), ApiError> {
+    let has = Image::open(parent, false).map_err(|e| failed(&e))?.size();
+    if size >= has {
+        return Ok(());
+    }
+    let parent = clean(&parent.display().to_string());
+    let message = format!("a disk of {size} bytes is smaller than that of its parent {parent}, {has} bytes");
+    Err(ApiError::invalid(message).with_hint("leave the size out, and make the image smaller with `qrvsa vhdx resize`"))
 }
 
 fn options(fixed: bool, size: u64, block: Option<u32>, sector: Option<u32>) -> Result<CreateOptions, ApiError> {
