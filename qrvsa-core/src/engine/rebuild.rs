@@ -328,27 +328,31 @@ impl Pool {
             self.pace(began, bytes);
             row = end;
         }
-        let _io = group.io.write();
-        if self.space.group(group.id).is_err() {
-            // emptied and dissolved meanwhile, its zones are given back
-            return Ok(());
-        }
-        self.records.flush();
         let mut left = Vec::new();
-        for (i, c) in group.columns.write().iter_mut().enumerate() {
-            // a member that left and came back meanwhile missed pieces
-            let stayed = began_with.get(i) == Some(&(c.place, attachments(c.place)));
-            if stale.contains(&i) && stayed && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
-                c.stale = false;
-                left.extend(c.previous.take());
+        {
+            let _io = group.io.write();
+            if self.space.group(group.id).is_err() {
+                // emptied and dissolved meanwhile, its zones are given back
+                return Ok(());
             }
+            self.records.flush();
+            for (i, c) in group.columns.write().iter_mut().enumerate() {
+                // a member that left and came back meanwhile missed pieces
+                let stayed = began_with.get(i) == Some(&(c.place, attachments(c.place)));
+                if stale.contains(&i) && stayed && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+                    c.stale = false;
+                    left.extend(c.previous.take());
+                }
+            }
+            group.changed.store(true, Ordering::Release);
         }
-        // not under the lock of the columns: a commit may want to read them while it allocates
+        // A commit under way may have stored the columns as they were: its root still takes them from there. The group open
+        // now is the first that is sure to store the change. (Not under the group's lock: who holds the gate may want it.)
+        let txg = self.gate.open_txg();
         for place in left {
             left_members.insert(place.device);
-            self.space.return_zone(place);
+            self.space.return_zone(txg, place);
         }
-        group.changed.store(true, Ordering::Release);
         Ok(())
     }
 
