@@ -2,6 +2,7 @@
 //! out, and written back where the device is in service. Where the other columns are not enough, devices that have only
 //! not answered in time are asked again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::checksum::checksum;
@@ -335,21 +336,24 @@ impl RecordStore {
         let columns = group.columns.read().clone();
         for column in &state.bad {
             let Some(bytes) = state.good[*column as usize].take() else { continue };
-            let place = columns[*column as usize].place;
-            let Some(member) = self.space.member(place.device) else { continue };
-            let Some(device) = member.device() else { continue };
-            let offset = self.space.offset(place, pointer.row + unit * UNIT_BLOCKS);
-            let slices = vec![BufSlice::whole(Arc::new(bytes))];
-            batch.push(&device, Request::Write { offset, slices, durable: true });
-            owners.push((member, offset, *column));
+            let slice = BufSlice::whole(Arc::new(bytes));
+            let entry = &columns[*column as usize];
+            // a column that is being moved is read at its previous place, and copied from there
+            for place in std::iter::once(entry.place).chain(entry.previous) {
+                let Some(member) = self.space.member(place.device) else { continue };
+                let Some(device) = member.device() else { continue };
+                let offset = self.space.offset(place, pointer.row + unit * UNIT_BLOCKS);
+                batch.push(&device, Request::Write { offset, slices: vec![slice.clone()], durable: true });
+                owners.push((member, offset, *column));
+            }
         }
-        let mut healed = 0;
+        let mut healed = BTreeSet::new();
         for (outcome, (member, offset, column)) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
             match outcome {
                 Outcome::Done(_) => {
                     member.count(&member.repaired);
                     self.cache.remove(&unit_key(pointer, column, unit));
-                    healed += 1;
+                    healed.insert(column);
                     tracing::info!(device = %member.path(), offset, object = %self.object_name(), "repaired");
                 }
                 Outcome::Failed(error) => {
@@ -362,7 +366,7 @@ impl RecordStore {
                 }
             }
         }
-        healed
+        healed.len() as u64
     }
 
     /// Reads every column of a record, verifies it, and repairs what is wrong if asked to. The caller holds a pin.

@@ -199,3 +199,25 @@ fn a_slow_rebuild_lets_others_have_the_group_between_its_runs() {
     compare(&world, &files);
     assert_eq!(world.scrub(), (0, 0, 0));
 }
+
+#[test]
+fn what_was_repaired_during_a_replacement_is_not_overwritten_by_the_rot_it_was_repaired_from() {
+    let world = World::new(geometry(2, 1), 3, 80, 44);
+    let files = fill(&world, 2000, 20);
+    world.pool().commit().unwrap();
+    let new = world.new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    let fragments = world.pool().locate(1, 2006).unwrap();
+    for f in fragments.iter().filter(|f| f.device_index == 3) {
+        let group = world.pool().space.group(f.group).unwrap();
+        let previous = group.columns.read()[f.column as usize].previous.unwrap();
+        let offset = world.pool().space.offset(previous, f.row);
+        world.disks[0].1.overwrite(offset, &pattern(offset, f.len as usize));
+    }
+    world.drop_caches();
+    assert!(world.scrub().1 > 0, "the rot was found and repaired");
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    assert_eq!(world.scrub(), (0, 0, 0));
+    compare(&world, &files);
+}
