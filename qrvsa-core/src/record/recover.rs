@@ -93,6 +93,8 @@ pub struct Verdict {
     pub repaired: u64,
     /// Units that cannot be had any more.
     pub lost: u64,
+    /// Units that cannot be had now, since too few devices have answered in time: nothing is known of them.
+    pub unanswered: u64,
     /// Bytes read from devices.
     pub bytes: u64,
 }
@@ -372,7 +374,7 @@ impl RecordStore {
     /// Reads every column of a record, verifies it, and repairs what is wrong if asked to. The caller holds a pin.
     ///
     /// # Errors
-    /// When the pointer itself makes no sense; `Io` when too few devices have answered in time.
+    /// When the pointer itself makes no sense.
     pub fn verify(&self, pointer: &Pointer, repair: bool) -> Result<Verdict> {
         let group = self.space.group(pointer.group)?;
         let n = pointer.columns() as usize;
@@ -440,8 +442,10 @@ impl RecordStore {
             match self.restore(pointer, unit, &group, state, &want) {
                 Ok(()) if repair => verdict.repaired += self.heal(pointer, unit, &group, state),
                 Ok(()) => {}
-                // nothing is known of it
-                Err(e) if e.kind() == ErrorKind::Io => return Err(e),
+                Err(e) if e.kind() == ErrorKind::Io => {
+                    verdict.unanswered += 1;
+                    tracing::error!(object = %self.object_name(), "{e}");
+                }
                 Err(e) => {
                     verdict.lost += 1;
                     self.report_damage(pointer);
