@@ -86,6 +86,11 @@ impl Usages<'_> {
                 self.report.bytes_verified += verdict.bytes;
                 if verdict.lost > 0 {
                     self.report.problem(format!("{what}: {} units are damaged beyond repair", verdict.lost));
+                } else if verdict.unanswered > 0 {
+                    let units = verdict.unanswered;
+                    self.report.problem(format!(
+                        "{what}: too few devices have answered for {units} units in time; check again when they do"
+                    ));
                 } else if verdict.errors > 0 {
                     self.report.problem(format!("{what}: {} units are wrong; a scrub repairs them", verdict.errors));
                 }

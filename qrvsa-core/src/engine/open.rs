@@ -11,6 +11,14 @@ use crate::pool::format::layout::{self, LABEL_BYTES, RING_OFFSET, RING_SLOTS, SL
 use crate::pool::format::uberblock::Uberblock;
 use crate::record::store::{LAST_READ_DEADLINE, READ_DEADLINE, WRITE_DEADLINE};
 
+/// Reads one run of a device, as labels are read.
+///
+/// # Errors
+/// `Io`.
+pub fn read_at(device: &Arc<dyn Device>, offset: u64, len: usize) -> Result<AlignedBuf> {
+    read_runs(device, &[(offset, len)]).pop().expect("one run was asked for")
+}
+
 /// Reads runs of a device: offset and length of each. What is not answered in time is asked for once more and given much
 /// time: a disk may be asleep.
 fn read_runs(device: &Arc<dyn Device>, runs: &[(u64, usize)]) -> Vec<Result<AlignedBuf>> {
@@ -133,8 +141,7 @@ pub fn wipe(device: &Arc<dyn Device>) -> Result<()> {
 /// The valid uberblocks of a device, newest first.
 pub fn read_uberblocks(device: &Arc<dyn Device>, label: &Label) -> Vec<Uberblock> {
     let mut list: Vec<Uberblock> = Vec::new();
-    let ring = read_runs(device, &[(RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES)]).pop();
-    let Some(Ok(ring)) = ring else { return list };
+    let Ok(ring) = read_at(device, RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES) else { return list };
     for slot in ring.chunks(SLOT_BYTES) {
         match Uberblock::decode(slot) {
             Ok(u) if u.pool_id == label.pool_id && u.device_id == label.device_id => list.push(u),

@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use super::Pool;
 use super::open::{Candidate, wipe, write_label};
 use super::status::{Job, JobKind, JobState};
-use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
-use crate::device::{Device, IoBatch, Outcome, Request};
+use crate::buf::BLOCK_SIZE;
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::pool::format::entries::{Class, ColumnEntry, DeviceEntry, MemberState, ZoneRef};
@@ -20,11 +20,15 @@ use crate::pool::format::label::Label;
 use crate::pool::format::layout;
 use crate::pool::group::Group;
 use crate::pool::member::Member;
-use crate::record::erasure::Codec;
-use crate::record::store::{LAST_READ_DEADLINE, READ_DEADLINE, WRITE_DEADLINE};
 
-/// Rows rebuilt under one lock: 4 MiB of each column.
+mod rows;
+
+use rows::Late;
+
+/// Rows rebuilt under one lock at most: 4 MiB of each column.
 const PIECE_ROWS: u32 = 1024;
+/// After so long, the lock is given to those who wait for it, before the next run.
+const LOCK_NS: u64 = 500_000_000;
 /// Longest run read and decoded at once, rows.
 const RUN_ROWS_MAX: u32 = 256;
 
@@ -272,6 +276,7 @@ impl Pool {
     fn rebuild_all(&self, job: &Arc<Job>) -> Result<bool> {
         // members whose columns this rebuild moved away
         let mut left = BTreeSet::new();
+        let mut late = Late::new();
         // rounds, since writes on a degraded pool make groups with stale columns, too
         let mut given_up: BTreeSet<u32> = BTreeSet::new();
         let mut first_error = None;
@@ -289,7 +294,7 @@ impl Pool {
                     return Ok(false);
                 }
                 // a group that cannot be had must not keep the others from their redundancy
-                if let Err(e) = self.rebuild_group(job, &group, &mut left) {
+                if let Err(e) = self.rebuild_group(job, &group, &mut late, &mut left) {
                     tracing::error!(pool = %self.name, group = group.id, "rebuild: {e}");
                     given_up.insert(group.id);
                     first_error.get_or_insert(e);
@@ -304,7 +309,13 @@ impl Pool {
     }
 
     /// Rebuilds the stale columns of one group that are in service.
-    fn rebuild_group(&self, job: &Job, group: &Arc<Group>, left_members: &mut BTreeSet<u16>) -> Result<()> {
+    fn rebuild_group(
+        &self,
+        job: &Job,
+        group: &Arc<Group>,
+        late: &mut Late,
+        left_members: &mut BTreeSet<u16>,
+    ) -> Result<()> {
         let stale = self.stale_columns(group);
         let attachments =
             |place: ZoneRef| self.space.member(place.device).map(|m| m.attachments.load(Ordering::Acquire));
@@ -312,177 +323,71 @@ impl Pool {
             group.columns.read().iter().map(|c| (c.place, attachments(c.place))).collect();
         let mut row = 0;
         while group.class != Class::Log && row < group.zone_rows() {
-            let end = (row + PIECE_ROWS).min(group.zone_rows());
-            let began = self.env.clock.monotonic_ns();
-            let mut bytes = 0;
-            {
-                let _io = group.io.write();
-                let runs = self.space.with_rows(group, |r| r.live.set_runs(row, end))?;
-                for run in runs {
-                    let mut start = run.start;
-                    while start < run.end {
-                        let count = (run.end - start).min(RUN_ROWS_MAX);
-                        self.rebuild_run(job, group, &stale, start, count)?;
-                        bytes += u64::from(count) * BLOCK_SIZE as u64;
-                        start += count;
-                    }
+            if job.request.load(Ordering::Acquire) != 0 {
+                return Ok(());
+            }
+            row = self.rebuild_piece(job, group, &stale, row, late)?;
+        }
+        let mut left = Vec::new();
+        {
+            let _io = group.io.write();
+            if self.space.group(group.id).is_err() {
+                // emptied and dissolved meanwhile, its zones are given back
+                return Ok(());
+            }
+            self.records.flush();
+            for (i, c) in group.columns.write().iter_mut().enumerate() {
+                // a member that left and came back meanwhile missed pieces
+                let stayed = began_with.get(i) == Some(&(c.place, attachments(c.place)));
+                if stale.contains(&i) && stayed && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
+                    c.stale = false;
+                    left.extend(c.previous.take());
                 }
             }
-            job.done.fetch_add(bytes, Ordering::Relaxed);
-            self.pace(began, bytes);
-            row = end;
+            group.changed.store(true, Ordering::Release);
         }
-        let _io = group.io.write();
-        if self.space.group(group.id).is_err() {
-            // emptied and dissolved meanwhile, its zones are given back
-            return Ok(());
-        }
-        self.records.flush();
-        let mut left = Vec::new();
-        for (i, c) in group.columns.write().iter_mut().enumerate() {
-            // a member that left and came back meanwhile missed pieces
-            let stayed = began_with.get(i) == Some(&(c.place, attachments(c.place)));
-            if stale.contains(&i) && stayed && self.space.member(c.place.device).is_some_and(|m| m.in_service()) {
-                c.stale = false;
-                left.extend(c.previous.take());
-            }
-        }
-        // not under the lock of the columns: a commit may want to read them while it allocates
+        // A commit under way may have stored the columns as they were: its root still takes them from there. The group open
+        // now is the first that is sure to store the change. (Not under the group's lock: who holds the gate may want it.)
+        let txg = self.gate.open_txg();
         for place in left {
             left_members.insert(place.device);
-            self.space.return_zone(place);
+            self.space.return_zone(txg, place);
         }
-        group.changed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Rebuilds some rows of the stale columns. The group's I/O lock is held exclusively. Rows that devices in service do
-    /// not return are counted as lost and passed over: whoever reads them is told by their checksums.
-    ///
-    /// # Errors
-    /// `Degraded` when too few columns are in service.
-    fn rebuild_run(&self, job: &Job, group: &Group, stale: &[usize], row: u32, count: u32) -> Result<()> {
-        let columns = group.columns.read().clone();
-        let len = count as usize * BLOCK_SIZE;
-        let width = usize::from(group.width);
-        // a column that is still readable at its old place is copied, the others are decoded
-        let mut have: Vec<Option<AlignedBuf>> = std::iter::repeat_with(|| None).take(columns.len()).collect();
-        let mut tried: BTreeSet<usize> = BTreeSet::new();
-        let mut read_errors = false;
-        let (mut late, mut deadline) = (Vec::new(), READ_DEADLINE);
-        loop {
-            let copied = stale.iter().all(|i| have[*i].is_some());
-            let good = have.iter().filter(|h| h.is_some()).count();
-            if copied || good >= width {
-                break;
-            }
-            let mut order: Vec<usize> = stale.to_vec();
-            order.extend((0..columns.len()).filter(|i| !stale.contains(i)));
-            let mut batch = IoBatch::new();
-            let mut owners = Vec::new();
-            for i in order {
-                if tried.contains(&i) || have[i].is_some() {
-                    continue;
-                }
-                tried.insert(i);
-                let Some((member, device, offset)) = self.records.locate(&columns[i], row, false) else { continue };
-                batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
-                owners.push((i, member));
-                if good + owners.len() >= width {
-                    break;
-                }
-            }
-            if owners.is_empty() && count == 1 {
-                // before a row is given up, devices that have not answered get another chance
-                deadline = LAST_READ_DEADLINE;
-                for i in std::mem::take(&mut late) {
-                    if let Some((member, device, offset)) = self.records.locate(&columns[i], row, false)
-                        && !member.is_silent()
-                    {
-                        batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::zeroed(len)] });
-                        owners.push((i, member));
+    /// Rebuilds live rows from `row` on, as many as one lock is held for. Returns the row to go on with.
+    pub(super) fn rebuild_piece(
+        &self,
+        job: &Job,
+        group: &Group,
+        stale: &[usize],
+        row: u32,
+        late: &mut Late,
+    ) -> Result<u32> {
+        let began = self.env.clock.monotonic_ns();
+        let (mut end, mut bytes) = ((row + PIECE_ROWS).min(group.zone_rows()), 0);
+        {
+            let _io = group.io.write();
+            // under each lock anew: meanwhile the group may have been dissolved, and others may have its zones
+            let runs = self.space.with_rows(group, |r| r.live.set_runs(row, end))?;
+            'piece: for run in runs {
+                let mut start = run.start;
+                while start < run.end {
+                    if bytes > 0 && self.env.clock.monotonic_ns().saturating_sub(began) >= LOCK_NS {
+                        end = start;
+                        break 'piece;
                     }
-                }
-            }
-            if owners.is_empty() && read_errors {
-                if count > 1 {
-                    let half = count / 2;
-                    self.rebuild_run(job, group, stale, row, half)?;
-                    return self.rebuild_run(job, group, stale, row + half, count - half);
-                }
-                job.lost.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(
-                    group = group.id,
-                    row,
-                    "rebuild: only {good} of the {width} columns needed can be read"
-                );
-                break;
-            }
-            if owners.is_empty() {
-                fail!(
-                    Degraded,
-                    "rows {row}+{count} of block group {}: only {good} of the {width} columns needed can be read",
-                    group.id
-                );
-            }
-            for (outcome, (i, member)) in batch.wait(deadline).into_iter().zip(owners) {
-                match outcome {
-                    Outcome::TimedOut if deadline == LAST_READ_DEADLINE => member.did_not_answer(),
-                    Outcome::TimedOut => late.push(i),
-                    _ => member.answered(),
-                }
-                match outcome {
-                    Outcome::Done(mut bufs) => have[i] = bufs.pop(),
-                    Outcome::Failed(error) => {
-                        read_errors = true;
-                        job.errors.fetch_add(1, Ordering::Relaxed);
-                        member.count(&member.read_errors);
-                        tracing::warn!(device = %member.path(), "rebuild: read failed: {error}");
-                    }
-                    Outcome::TimedOut => {
-                        read_errors = true;
-                        job.errors.fetch_add(1, Ordering::Relaxed);
-                        member.count(&member.read_errors);
-                    }
+                    let count = (run.end - start).min(RUN_ROWS_MAX);
+                    self.rebuild_run(job, group, stale, start, count, late)?;
+                    bytes += u64::from(count) * BLOCK_SIZE as u64;
+                    start += count;
                 }
             }
         }
-        // if rows are lost, what can be copied is copied all the same
-        let enough = have.iter().filter(|h| h.is_some()).count() >= width;
-        let missing: Vec<usize> = stale.iter().copied().filter(|i| enough && have[*i].is_none()).collect();
-        let mut outs: Vec<AlignedBuf> = missing.iter().map(|_| AlignedBuf::zeroed(len)).collect();
-        if !missing.is_empty() {
-            let present: Vec<(u8, &[u8])> =
-                have.iter().enumerate().filter_map(|(i, h)| Some((i as u8, h.as_deref()?))).take(width).collect();
-            let mut slots: Vec<(u8, &mut [u8])> =
-                missing.iter().zip(&mut outs).map(|(i, o)| (*i as u8, &mut **o)).collect();
-            Codec::get(group.width, group.parity).reconstruct(&present, &mut slots)?;
-        }
-        for (i, out) in missing.into_iter().zip(outs) {
-            have[i] = Some(out);
-        }
-        let mut batch = IoBatch::new();
-        let mut owners = Vec::new();
-        for i in stale {
-            let Some(bytes) = have[*i].take() else { continue };
-            let place = columns[*i].place;
-            let Some(member) = self.space.member(place.device) else { continue };
-            let Some(device) = member.device() else { continue };
-            let offset = self.space.offset(place, row);
-            let slices = vec![BufSlice::whole(Arc::new(bytes))];
-            batch.push(&device, Request::Write { offset, slices, durable: false });
-            owners.push(member);
-        }
-        for (outcome, member) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
-            let reason = match outcome {
-                Outcome::Done(_) => continue,
-                Outcome::Failed(error) => format!("rebuild: write failed: {error}"),
-                Outcome::TimedOut => "rebuild: a write was not answered in time".to_owned(),
-            };
-            member.count(&member.write_errors);
-            member.fail(&reason);
-        }
-        Ok(())
+        job.done.fetch_add(bytes, Ordering::Relaxed);
+        self.pace(began, bytes);
+        Ok(end)
     }
 
     /// Members whose last stale column is done are online; those that have no column left are out, also when they failed

@@ -4,14 +4,14 @@
 //! back. Where it stands is stored with each commit: a scrub survives a restart.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Pool;
 use super::commit::POOL_TREE;
 use super::pool::damage_key;
 use super::status::{Job, JobKind, JobState};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::object::KIND_EXTENT;
 use crate::pool::format::entries::MemberState;
 use crate::record::context::with_object;
@@ -39,6 +39,7 @@ impl Slice<'_> {
         self.job.errors.fetch_add(verdict.errors, Ordering::Relaxed);
         self.job.repaired.fetch_add(verdict.repaired, Ordering::Relaxed);
         self.job.lost.fetch_add(verdict.lost, Ordering::Relaxed);
+        self.job.unanswered.fetch_add(verdict.unanswered, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -69,7 +70,8 @@ impl Visitor for Slice<'_> {
     }
 
     fn failed(&mut self, place: &Place<'_>, error: crate::Error) -> Result<()> {
-        self.job.lost.fetch_add(1, Ordering::Relaxed);
+        let counter = if error.kind() == ErrorKind::Io { &self.job.unanswered } else { &self.job.lost };
+        counter.fetch_add(1, Ordering::Relaxed);
         tracing::error!(pool = %self.pool.name, tree = self.owner, level = place.level, "scrub: unreadable node: {error}");
         Ok(())
     }
@@ -102,7 +104,16 @@ impl Pool {
                 job.finished_ns.store(self.env.clock.wall_ns().max(0) as u64, Ordering::Relaxed);
                 job.done
                     .store(job.total.load(Ordering::Relaxed).max(job.done.load(Ordering::Relaxed)), Ordering::Relaxed);
-                job.set_state(JobState::Finished, "");
+                match job.unanswered.load(Ordering::Relaxed) {
+                    0 => job.set_state(JobState::Finished, ""),
+                    n => job.set_state(
+                        JobState::Failed,
+                        format!(
+                            "it went through everything, but too few devices have answered for {n} units in time; scrub \
+                             again when they do"
+                        ),
+                    ),
+                }
             }
             Ok(false) => {
                 let state = if job.request.load(Ordering::Acquire) == 1 { JobState::Paused } else { JobState::Stopped };
@@ -120,11 +131,12 @@ impl Pool {
         self.wake_committer();
     }
 
-    /// After a scrub that lost nothing with all devices there: what was damaged before is deleted, overwritten or readable
-    /// again.
+    /// After a scrub that verified everything and lost nothing, with all devices there: what was damaged before is deleted,
+    /// overwritten or readable again.
     fn forget_damage(&self, job: &Job, known: Vec<(u64, u64)>) {
         let all_there = self.space.members().iter().all(|m| m.state() == MemberState::Removed || m.in_service());
-        if job.lost.load(Ordering::Relaxed) > 0 || !all_there {
+        let nothing = |count: &AtomicU64| count.load(Ordering::Relaxed) == 0;
+        if !(nothing(&job.lost) && nothing(&job.unanswered) && all_there) {
             return;
         }
         let mut damaged = self.damaged.lock();

@@ -58,6 +58,8 @@ pub struct Job {
     pub repaired: AtomicU64,
     /// Units lost for good.
     pub lost: AtomicU64,
+    /// Units (and tree nodes) of a scrub that too few devices have answered for in time: nothing is known of them.
+    pub unanswered: AtomicU64,
     /// Wall time of the start, nanoseconds.
     pub started_ns: i64,
     /// Wall time of the end, 0 before.
@@ -81,6 +83,7 @@ impl Job {
             errors: AtomicU64::new(0),
             repaired: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             started_ns,
             finished_ns: AtomicU64::new(0),
             cursor: Mutex::new((0, Key::MIN)),
@@ -137,6 +140,7 @@ impl Job {
         for c in [&self.done, &self.total, &self.errors, &self.repaired, &self.lost, &self.finished_ns] {
             w.u64(c.load(Ordering::Relaxed));
         }
+        w.u64(self.unanswered.load(Ordering::Relaxed));
         w.finish()
     }
 
@@ -155,6 +159,8 @@ impl Job {
         for c in [&job.done, &job.total, &job.errors, &job.repaired, &job.lost, &job.finished_ns] {
             c.store(r.u64()?, Ordering::Relaxed);
         }
+        // entries stored before it was counted end here
+        job.unanswered.store(r.u64().unwrap_or(0), Ordering::Relaxed);
         *job.cursor.lock() = (owner, key);
         job.set_state(state, "");
         Ok(job)

@@ -21,6 +21,7 @@ use crate::tree::Key;
 mod cache;
 mod full;
 mod hostile;
+mod replace;
 mod share;
 mod slow;
 mod volumes;
@@ -126,6 +127,12 @@ impl World {
         self.pool().records.drop_cache();
         self.pool().meta.drop_cache();
         self.pool().system.drop_cache();
+    }
+
+    fn rebuild(&self) -> Arc<super::status::Job> {
+        let job = self.pool().new_rebuild();
+        self.pool().run_rebuild(&job);
+        job
     }
 
     fn scrub(&self) -> (u64, u64, u64) {

@@ -108,6 +108,15 @@ struct Freed {
     width: u8,
 }
 
+/// A zone that a column was moved away from.
+struct Moved {
+    /// The transaction group whose commit stores the move.
+    txg: u64,
+    /// Readers that could still find it have left when this has passed.
+    epoch: u64,
+    place: ZoneRef,
+}
+
 #[derive(Default)]
 struct AllocState {
     active: HashMap<(Class, u8), u32>,
@@ -117,6 +126,8 @@ struct AllocState {
     free_zones: Vec<BTreeSet<u32>>,
     /// Zones of dissolved groups, available when the commit that dissolves them is through.
     leaving_zones: Vec<ZoneRef>,
+    /// Zones whose columns lie elsewhere by now, which the roots on the devices may still name.
+    moved_zones: Vec<Moved>,
     /// Zones given back, whose space a growing device may give back, too.
     discardable: Vec<ZoneRef>,
     next_group: u32,
@@ -668,9 +679,10 @@ impl Space {
         zone.ok_or_else(|| Error::new(ErrorKind::NoSpace, format!("no free zone on device {device}")))
     }
 
-    /// Gives a zone back when the current commit is through.
-    pub fn return_zone(&self, place: ZoneRef) {
-        self.alloc.lock().leaving_zones.push(place);
+    /// Gives a zone back that a column was moved away from, one group after `txg`, the first group whose commit is sure to
+    /// store the move: until then an import may go by a root that still takes the column from there.
+    pub fn return_zone(&self, txg: u64, place: ZoneRef) {
+        self.alloc.lock().moved_zones.push(Moved { txg, epoch: u64::MAX, place });
     }
 
     /// Frees the rows of a record when `txg` commits; they are handed out again two transaction groups later.
@@ -700,6 +712,7 @@ impl Space {
         // until now readers could still find these through the previous root
         let epoch = self.epoch.current();
         alloc.freed.iter_mut().filter(|f| f.txg <= txg && f.epoch == u64::MAX).for_each(|f| f.epoch = epoch);
+        alloc.moved_zones.iter_mut().filter(|m| m.txg <= txg && m.epoch == u64::MAX).for_each(|m| m.epoch = epoch);
         self.epoch.try_advance();
         let (ready, waiting): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut alloc.freed)
             .into_iter()
@@ -710,6 +723,11 @@ impl Space {
             let group = self.group(f.group)?;
             self.with_rows(&group, |r| group.release(r, f.row, f.rows))?;
         }
+        let (ready, waiting): (Vec<Moved>, Vec<Moved>) = std::mem::take(&mut alloc.moved_zones)
+            .into_iter()
+            .partition(|m| m.txg < txg && m.epoch != u64::MAX && self.epoch.passed(m.epoch));
+        alloc.moved_zones = waiting;
+        alloc.leaving_zones.extend(ready.into_iter().map(|m| m.place));
         for place in std::mem::take(&mut alloc.leaving_zones) {
             alloc.free_zones[usize::from(place.device)].insert(place.zone);
             alloc.discardable.push(place);
@@ -824,26 +842,57 @@ mod tests {
     use super::super::format::entries::DeviceEntry;
     use super::*;
 
-    #[test]
-    fn adding_a_member_does_not_hold_the_members_while_it_waits_for_the_allocation() {
-        let space = Arc::new(Space::new(Geometry { data: 1, parity: 0 }, 22, Vec::new(), Vec::new()).unwrap());
-        let entry = DeviceEntry {
+    fn entry(size_bytes: u64) -> DeviceEntry {
+        DeviceEntry {
             index: 0,
             device_id: 1,
             state: MemberState::Online,
-            size_bytes: 64 << 20,
+            size_bytes,
             read_errors: 0,
             write_errors: 0,
             checksum_errors: 0,
             repaired: 0,
             path: String::new(),
             message: String::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_zone_that_was_moved_away_from_is_free_when_no_root_and_no_reader_finds_it() {
+        let space = Space::new(Geometry { data: 1, parity: 0 }, 22, Vec::new(), Vec::new()).unwrap();
+        space.add_member(Arc::new(Member::new(&entry(64 << 20), None)));
+        let all = space.used_zones(0);
+        let place = ZoneRef { device: 0, zone: space.take_zone(0).unwrap() };
+        let pin = space.epoch.pin();
+        // group 4 is being committed, 5 stores the move
+        space.return_zone(5, place);
+        for txg in 4..8 {
+            space.commit_done(txg).unwrap();
+            assert_eq!(space.used_zones(0), all + 1, "commit {txg}: somebody reads there");
+        }
+        drop(pin);
+        space.commit_done(8).unwrap();
+        assert_eq!(space.used_zones(0), all);
+
+        let place = ZoneRef { device: 0, zone: space.take_zone(0).unwrap() };
+        space.return_zone(10, place);
+        for txg in [9, 10] {
+            space.commit_done(txg).unwrap();
+            assert_eq!(space.used_zones(0), all + 1, "commit {txg}: an import may go by a root that names it");
+        }
+        space.commit_done(11).unwrap();
+        assert_eq!(space.used_zones(0), all);
+        assert_eq!(space.take_discardable(9, |_| true).len(), 1, "free for good");
+    }
+
+    #[test]
+    fn adding_a_member_does_not_hold_the_members_while_it_waits_for_the_allocation() {
+        let space = Arc::new(Space::new(Geometry { data: 1, parity: 0 }, 22, Vec::new(), Vec::new()).unwrap());
         // as `capacity` and the committing thread do: the allocation first, the members under it
         let alloc = space.alloc.lock();
         let adding = {
             let space = space.clone();
-            std::thread::spawn(move || space.add_member(Arc::new(Member::new(&entry, None))))
+            std::thread::spawn(move || space.add_member(Arc::new(Member::new(&entry(64 << 20), None))))
         };
         std::thread::sleep(Duration::from_millis(200));
         assert!(space.members.try_read().is_some(), "two threads would wait for each other");

@@ -2,6 +2,7 @@
 //! out, and written back where the device is in service and answers. Where the other columns are not enough, devices that have only
 //! not answered in time are asked again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::checksum::checksum;
@@ -92,6 +93,8 @@ pub struct Verdict {
     pub repaired: u64,
     /// Units that cannot be had any more.
     pub lost: u64,
+    /// Units that cannot be had now, since too few devices have answered in time: nothing is known of them.
+    pub unanswered: u64,
     /// Bytes read from devices.
     pub bytes: u64,
 }
@@ -338,21 +341,24 @@ impl RecordStore {
         let columns = group.columns.read().clone();
         for column in &state.bad {
             let Some(bytes) = state.good[*column as usize].take() else { continue };
-            let place = columns[*column as usize].place;
-            let Some(member) = self.space.member(place.device) else { continue };
-            let Some(device) = member.device() else { continue };
-            let offset = self.space.offset(place, pointer.row + unit * UNIT_BLOCKS);
-            let slices = vec![BufSlice::whole(Arc::new(bytes))];
-            batch.push(&device, Request::Write { offset, slices, durable: true });
-            owners.push((member, offset, *column));
+            let slice = BufSlice::whole(Arc::new(bytes));
+            let entry = &columns[*column as usize];
+            // a column that is being moved is read at its previous place, and copied from there
+            for place in std::iter::once(entry.place).chain(entry.previous) {
+                let Some(member) = self.space.member(place.device) else { continue };
+                let Some(device) = member.device() else { continue };
+                let offset = self.space.offset(place, pointer.row + unit * UNIT_BLOCKS);
+                batch.push(&device, Request::Write { offset, slices: vec![slice.clone()], durable: true });
+                owners.push((member, offset, *column));
+            }
         }
-        let mut healed = 0;
+        let mut healed = BTreeSet::new();
         for (outcome, (member, offset, column)) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
             match outcome {
                 Outcome::Done(_) => {
                     member.count(&member.repaired);
                     self.cache.remove(&unit_key(pointer, column, unit));
-                    healed += 1;
+                    healed.insert(column);
                     tracing::info!(device = %member.path(), offset, object = %self.object_name(), "repaired");
                 }
                 Outcome::Failed(error) => {
@@ -365,13 +371,13 @@ impl RecordStore {
                 }
             }
         }
-        healed
+        healed.len() as u64
     }
 
     /// Reads every column of a record, verifies it, and repairs what is wrong if asked to. The caller holds a pin.
     ///
     /// # Errors
-    /// When the pointer itself makes no sense; `Io` when too few devices have answered in time.
+    /// When the pointer itself makes no sense.
     pub fn verify(&self, pointer: &Pointer, repair: bool) -> Result<Verdict> {
         let group = self.space.group(pointer.group)?;
         let n = pointer.columns() as usize;
@@ -439,8 +445,10 @@ impl RecordStore {
             match self.restore(pointer, unit, &group, state, &want) {
                 Ok(()) if repair => verdict.repaired += self.heal(pointer, unit, &group, state),
                 Ok(()) => {}
-                // nothing is known of it
-                Err(e) if e.kind() == ErrorKind::Io => return Err(e),
+                Err(e) if e.kind() == ErrorKind::Io => {
+                    verdict.unanswered += 1;
+                    tracing::error!(object = %self.object_name(), "{e}");
+                }
                 Err(e) => {
                     verdict.lost += 1;
                     self.report_damage(pointer);

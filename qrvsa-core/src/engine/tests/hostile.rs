@@ -45,12 +45,6 @@ impl World {
         world
     }
 
-    fn rebuild(&self) -> Arc<super::super::status::Job> {
-        let job = self.pool().new_rebuild();
-        self.pool().run_rebuild(&job);
-        job
-    }
-
     /// Writes whole records until the pool refuses; returns how many.
     fn write_until_full(&self, first: u64) -> u64 {
         let ds = self.dataset();

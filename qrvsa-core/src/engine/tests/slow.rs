@@ -222,3 +222,28 @@ fn a_read_does_not_write_to_who_has_not_answered() {
     world.disks.iter().for_each(|d| d.1.clear_faults());
     world.check();
 }
+
+#[test]
+fn a_scrub_goes_on_past_what_is_not_answered_for_and_says_so() {
+    let (world, data) = pool_with_an_object(1_000_000);
+    let fragments = world.pool().locate(1, 1).unwrap();
+    let record = fragments.iter().map(|f| f.file_offset).min().unwrap();
+    for f in fragments.iter().filter(|f| f.file_offset == record && f.device_index != 0) {
+        let range = f.device_offset..f.device_offset + f.len;
+        world.disks[usize::from(f.device_index)].1.inject(Fault::new(Effect::Hang).on(Operation::Read).within(range));
+    }
+    // what is wrong behind it is found all the same
+    let last = fragments.iter().max_by_key(|f| f.file_offset).unwrap();
+    world.disks[usize::from(last.device_index)].1.flip(last.device_offset, 1);
+    let (job, _) = world.pool().begin_scrub();
+    world.pool().run_scrub(&job);
+    assert_eq!(job.state(), JobState::Failed, "it has not verified everything");
+    assert!(job.message().contains("answered"), "{}", job.message());
+    assert!(job.unanswered.load(Ordering::Relaxed) > 0);
+    assert_eq!((job.repaired.load(Ordering::Relaxed), job.lost.load(Ordering::Relaxed)), (1, 0));
+    assert!(world.pool().status().damaged.is_empty(), "nothing is known to be lost");
+    world.disks.iter().for_each(|d| d.1.clear_faults());
+    assert_eq!(world.scrub(), (0, 0, 0));
+    world.drop_caches();
+    assert!(world.read(1, 0, data.len()).unwrap() == data);
+}

@@ -1,0 +1,223 @@
+//! Replacements that meet commits, damage, and disks that do not answer.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::device::batch::Completions;
+use crate::device::{DeviceInfo, HostSpace, IoError, Request};
+use crate::pool::format::entries::Class;
+
+type Hooks = Arc<Mutex<VecDeque<Box<dyn FnOnce() + Send>>>>;
+
+/// A disk that grows on a filesystem. Something happens before each of its uberblocks is written.
+struct Growing {
+    disk: Arc<dyn Device>,
+    before_uberblocks: Hooks,
+}
+
+impl Device for Growing {
+    fn info(&self) -> &DeviceInfo {
+        self.disk.info()
+    }
+
+    fn submit(&self, requests: Vec<(u64, Request)>, completions: &Arc<Completions>) {
+        let ring = layout::RING_OFFSET..layout::RING_OFFSET + layout::RING_SLOTS * layout::SLOT_BYTES as u64;
+        let is_uberblock = |r: &Request| matches!(r, Request::Write { offset, .. } if ring.contains(offset));
+        if requests.iter().any(|(_, r)| is_uberblock(r)) {
+            let hook = self.before_uberblocks.lock().pop_front();
+            hook.into_iter().for_each(|hook| hook());
+        }
+        self.disk.submit(requests, completions);
+    }
+
+    fn drive(&self, timeout: Duration) -> bool {
+        self.disk.drive(timeout)
+    }
+
+    fn check_presence(&self) -> Result<(), IoError> {
+        self.disk.check_presence()
+    }
+
+    fn host_space(&self) -> Option<HostSpace> {
+        Some(HostSpace { taken_bytes: 0, free_bytes: 1 << 40 })
+    }
+}
+
+impl World {
+    fn new_disk(&self, name: &str, mib: u64) -> (Arc<dyn Device>, SimControl) {
+        let (power, clock) = (self.power.clone(), Arc::default());
+        SimDevice::create(SimConfig { name: name.to_owned(), power, clock, ..SimConfig::new(mib << 20) })
+    }
+
+    fn has_stale_columns(pool: &Pool) -> bool {
+        pool.space.groups().iter().any(|g| g.columns.read().iter().any(|c| c.stale))
+    }
+}
+
+/// The commit has stored the groups as they were when the rebuild is done with them: the root on the devices still takes
+/// the columns from the old device.
+#[test]
+fn a_rebuild_that_ends_during_a_commit_leaves_the_old_device_as_it_was() {
+    for parity in [0, 1] {
+        let mut world = World::new(geometry(1, parity), 1 + parity as usize, 80, 40);
+        let mut files = fill(&world, 2000, 20);
+        world.pool().close().unwrap();
+        let hooks = Hooks::default();
+        let disk = world.disks[0].0.clone();
+        world.disks[0].0 = Arc::new(Growing { disk, before_uberblocks: hooks.clone() });
+        world.import(|_| true).unwrap();
+        let new = world.new_disk("new0", 80);
+        world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+        world.disks.push(new);
+
+        let rebuild = Arc::new(Mutex::new(None));
+        let (pool, handle, power) = (world.pool().clone(), rebuild.clone(), world.power.clone());
+        hooks.lock().push_back(Box::new(move || {
+            let at_work = pool.clone();
+            *handle.lock() = Some(std::thread::spawn(move || at_work.run_rebuild(&at_work.new_rebuild())));
+            let deadline = Instant::now() + Duration::from_secs(120);
+            while World::has_stale_columns(&pool) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            assert!(!World::has_stale_columns(&pool), "the rebuild is done before the uberblock is written");
+        }));
+        hooks.lock().push_back(Box::new(move || power.cut()));
+        files.extend(fill(&world, 2100, 5));
+        world.pool().commit().unwrap();
+        let rebuild = rebuild.lock().take().unwrap();
+        rebuild.join().unwrap();
+        assert!(world.power.is_off(), "the next commit never came that far");
+
+        world.crash(CrashMode::LoseAll);
+        world.import(|_| true).unwrap();
+        assert!(World::has_stale_columns(world.pool()), "the unmarking was lost");
+        compare(&world, &files);
+        let job = world.rebuild();
+        assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+        world.drop_caches();
+        compare(&world, &files);
+        assert_eq!(world.scrub(), (0, 0, 0), "parity {parity}");
+        world.check();
+    }
+}
+
+/// Objects of one block with gaps between: the rows in use are many short runs.
+fn scattered(world: &World, count: u64) -> BTreeMap<u64, Vec<u8>> {
+    let files: BTreeMap<u64, Vec<u8>> = (0..count).map(|id| (3000 + 2 * id, pattern(id, 4096))).collect();
+    for (id, data) in &files {
+        world.write(*id, 0, data);
+        world.write(*id + 1, 0, data);
+    }
+    world.pool().commit().unwrap();
+    let ds = world.dataset();
+    for id in files.keys() {
+        let tx = ds.begin(Intent::Shrink).unwrap();
+        Store::punch(&*ds, &tx, object(*id + 1), 0..u64::MAX).unwrap();
+    }
+    drop(ds);
+    (0..3).for_each(|_| world.pool().commit().unwrap());
+    files
+}
+
+#[test]
+fn a_disk_that_hangs_is_asked_by_a_rebuild_once_if_others_are_enough() {
+    let mut world = World::new(geometry(2, 2), 4, 80, 41);
+    let files = scattered(&world, 200);
+    let new = world.new_disk("new3", 80);
+    world.disks[3].1.vanish();
+    world.pool().begin_replace("disk3", new.0.clone()).unwrap();
+    compare(&world, &files);
+    world.disks[0].1.inject(Fault::new(Effect::Hang).on(Operation::Read));
+    world.disks[0].1.start_trace();
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    let asked = world.disks[0].1.take_trace().iter().filter(|e| e.operation == Operation::Read).count();
+    // the trees are read, too
+    assert!(asked <= 4, "asked {asked} times");
+    world.disks[0].1.clear_faults();
+    world.disks[3] = new;
+    world.drop_caches();
+    compare(&world, &files);
+    assert_eq!(world.scrub(), (0, 0, 0));
+}
+
+#[test]
+fn what_is_only_late_is_not_given_up_by_a_rebuild() {
+    for parity in [0, 1] {
+        let mut world = World::new(geometry(2, parity), 2 + parity as usize, 80, 42);
+        let files = fill(&world, 2000, 20);
+        world.pool().commit().unwrap();
+        let new = world.new_disk("new0", 80);
+        world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+        // with parity, one of the two others is needed if the old device does not answer
+        for disk in 0..=parity as usize {
+            world.disks[disk].1.inject(Fault::new(Effect::Hang).on(Operation::Read));
+        }
+        let job = world.rebuild();
+        assert_eq!(job.state(), JobState::Failed, "{}", job.message());
+        assert!(job.message().contains("answered"), "{}", job.message());
+        assert_eq!(job.lost.load(Ordering::Relaxed), 0);
+        assert!(world.pool().needs_rebuild());
+        world.disks.iter().for_each(|d| d.1.clear_faults());
+        let job = world.rebuild();
+        assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+        world.disks[0] = new;
+        world.drop_caches();
+        compare(&world, &files);
+        assert_eq!(world.scrub(), (0, 0, 0));
+        world.import(|_| true).unwrap();
+        compare(&world, &files);
+    }
+}
+
+#[test]
+fn a_slow_rebuild_lets_others_have_the_group_between_its_runs() {
+    let world = World::new(geometry(1, 1), 2, 80, 43);
+    let files = scattered(&world, 200);
+    let new = world.new_disk("new1", 80);
+    world.disks[1].1.vanish();
+    world.pool().begin_replace("disk1", new.0.clone()).unwrap();
+    let groups = world.pool().space.groups();
+    let group = groups.iter().max_by_key(|g| if g.class == Class::Data { g.used_rows() } else { 0 }).unwrap();
+    let stale: Vec<usize> = (0..2).filter(|i| group.columns.read()[*i].stale).collect();
+    let job = world.pool().new_rebuild();
+    let piece = |row| world.pool().rebuild_piece(&job, group, &stale, row, &mut BTreeSet::new()).unwrap();
+    let whole = piece(0);
+    world.disks[0].1.inject(Fault::new(Effect::Slow { duration: Duration::from_secs(3) }).on(Operation::Read));
+    let (mut row, mut pieces) = (0, 0);
+    while row < whole {
+        let next = piece(row);
+        assert!(next > row, "it goes on");
+        (row, pieces) = (next, pieces + 1);
+    }
+    assert!(row == whole && pieces > 10, "{pieces} pieces");
+    world.disks[0].1.clear_faults();
+    assert_eq!(world.rebuild().state(), JobState::Finished);
+    compare(&world, &files);
+    assert_eq!(world.scrub(), (0, 0, 0));
+}
+
+#[test]
+fn what_was_repaired_during_a_replacement_is_not_overwritten_by_the_rot_it_was_repaired_from() {
+    let world = World::new(geometry(2, 1), 3, 80, 44);
+    let files = fill(&world, 2000, 20);
+    world.pool().commit().unwrap();
+    let new = world.new_disk("new0", 80);
+    world.pool().begin_replace("disk0", new.0.clone()).unwrap();
+    let fragments = world.pool().locate(1, 2006).unwrap();
+    for f in fragments.iter().filter(|f| f.device_index == 3) {
+        let group = world.pool().space.group(f.group).unwrap();
+        let previous = group.columns.read()[f.column as usize].previous.unwrap();
+        let offset = world.pool().space.offset(previous, f.row);
+        world.disks[0].1.overwrite(offset, &pattern(offset, f.len as usize));
+    }
+    world.drop_caches();
+    assert!(world.scrub().1 > 0, "the rot was found and repaired");
+    let job = world.rebuild();
+    assert_eq!(job.state(), JobState::Finished, "{}", job.message());
+    assert_eq!(world.scrub(), (0, 0, 0));
+    compare(&world, &files);
+}
