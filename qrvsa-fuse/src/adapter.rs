@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use qrvsa_core::{Error, Result};
 use crate::caching::{ENTRY_TTL, attr_ttl, has_set_id, is_direct, is_writer, may_write, open_file};
 use crate::convert;
 use crate::latency;
-use crate::listing::{Ends, Listed, list};
+use crate::listing::{Emit, Ends, Listed, is_quiet, list};
 use crate::opens::OpenTable;
 use crate::options::MountOptions;
 use crate::report::Reporter;
@@ -512,14 +513,14 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _seat = Seats::take(&self.seats);
         match self.run("opendir", ino, |ops| ops.open(caller(request), ino.0, false)) {
             Ok(()) => {
                 self.opens.add(ino.0);
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-                let flags = if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() };
-                reply.opened(self.listings.open(), flags);
+                let opened = if self.ops.may_cache(ino.0) { cached } else { FopenFlags::empty() };
+                reply.opened(self.listings.open(without_atime(flags)), opened);
             }
             Err(errno) => reply.error(shown_errno(errno)),
         }
@@ -557,7 +558,7 @@ impl fuser::Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -570,7 +571,11 @@ impl fuser::Filesystem for Adapter {
             let Some(buffer) = slot.as_mut().and_then(|b| b.get_mut(..wanted)) else {
                 return reply.error(FuseErrno::ENOMEM);
             };
-            match self.run("read", ino, |ops| ops.read(ino.0, offset, buffer)) {
+            let result = self.run("read", ino, |ops| match without_atime(flags) {
+                true => ops.read_quietly(ino.0, offset, buffer),
+                false => ops.read(ino.0, offset, buffer),
+            });
+            match result {
                 Ok(count) => reply.data(&buffer[..count.min(wanted)]),
                 Err(errno) => reply.error(shown_errno(errno)),
             }
@@ -638,7 +643,8 @@ impl fuser::Filesystem for Adapter {
                 }
             };
             let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
-            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, false, emit), &mut add)
+            let mut page = |cookie, emit: &mut Emit<'_>| read_page(ops, (ino.0, handle), cookie..=end, false, emit);
+            list(cookie, &mut page, &mut add)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -669,7 +675,8 @@ impl fuser::Filesystem for Adapter {
                 Listed::fits(!full)
             };
             let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
-            list(cookie, &mut |cookie, emit| ops.readdir_until(ino.0, cookie, end, true, emit), &mut add)
+            let mut page = |cookie, emit: &mut Emit<'_>| read_page(ops, (ino.0, handle), cookie..=end, true, emit);
+            list(cookie, &mut page, &mut add)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -849,6 +856,26 @@ impl fuser::Filesystem for Adapter {
             Ok(count) => reply.written(count.min(length) as u32),
             Err(errno) => reply.error(shown_errno(errno)),
         }
+    }
+}
+
+/// Whether whoever opened it with these flags wants access times left alone. The kernel has checked that he may.
+fn without_atime(flags: OpenFlags) -> bool {
+    flags.0 & libc::O_NOATIME != 0
+}
+
+/// Reads entries of an open directory: those after one cookie, up to another.
+fn read_page(
+    ops: &dyn Operations,
+    (ino, handle): (Ino, FileHandle),
+    cookies: RangeInclusive<u64>,
+    plus: bool,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
+    let (cookie, end) = cookies.into_inner();
+    match is_quiet(handle) {
+        true => ops.readdir_quietly(ino, cookie, end, plus, emit),
+        false => ops.readdir_until(ino, cookie, end, plus, emit),
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  options    mount options and their -o syntax
 //!  remount    a change of flags
+//!  atimes     what the mount wants about access times
 //!  session    mount, unmount, end of a session
 //!  target     the mount point: checks, stale mounts, mount(2), readahead
 //!  mountinfo  /proc/self/mountinfo
@@ -37,6 +38,8 @@
 //! | default permissions | the kernel checks modes, ACLs, sticky bits; operations get calls that are allowed |
 //! | `POSIX_ACL` with `DONT_MASK` | the umask arrives with the request and is applied by the filesystem unless a default ACL replaces it |
 //! | `HANDLE_KILLPRIV_V2` | without it every write is preceded by GETXATTR `security.capability`. The flag of WRITE arrives; those of OPEN, CREATE and SETATTR are not shown by the library, so the filesystem clears set-id bits at truncation and chown for any user but root; FALLOCATE and COPY_FILE_RANGE have no such flag, so the adapter does it for them |
+//! | a buffered write by root to a file with set-id bits and a capability takes both | the kernel removes the capability by SETATTR without a change, which looks like a chown to nobody and is taken for one |
+//! | access times are ours: options, `O_NOATIME` of READ and OPENDIR, a read-only mount; the table of mounts is polled for remounts | the kernel neither keeps them for FUSE nor says that a mount has other flags now |
 //! | attributes of regular files with set-id bits are not cached | the kernel does not expect WRITE to change the mode: with a cached one it would execute what somebody just wrote with the rights of the file's owner. Not cached, it asks at each execution, and drops answers older than the last write |
 //! | `O_DSYNC` of direct writes is done here | the kernel follows a buffered write with FSYNC by itself, but not a direct one |
 //! | `dirsync` and `sync` for names are done here | the kernel keeps the flags for FUSE and does nothing about names |
@@ -49,6 +52,7 @@
 //! reach a server as nothing: the store bounds the age of unsynced data by itself.
 
 pub mod adapter;
+mod atimes;
 mod caching;
 mod convert;
 pub mod latency;

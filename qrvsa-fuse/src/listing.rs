@@ -8,6 +8,14 @@ use parking_lot::Mutex;
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::DirEntry;
 
+/// Bit of the handle of a directory that was opened not to have its access time updated.
+const QUIET: u64 = 1 << 63;
+
+/// Whether the directory was opened with `O_NOATIME`.
+pub(crate) fn is_quiet(handle: FileHandle) -> bool {
+    handle.0 & QUIET != 0
+}
+
 /// Where the listings under way end, by the handle of the open directory: at what was there when each began, at its first
 /// request or the first after a rewind. Else a program that renames or adds for each entry it is shown would never see
 /// the end.
@@ -18,9 +26,10 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    /// A handle for an open directory, not used before.
-    pub fn open(&self) -> FileHandle {
-        FileHandle(self.last_handle.fetch_add(1, Ordering::Relaxed) + 1)
+    /// A handle for an open directory, not used before. `quiet`: see [`is_quiet`].
+    pub fn open(&self, quiet: bool) -> FileHandle {
+        let number = self.last_handle.fetch_add(1, Ordering::Relaxed) + 1;
+        FileHandle(if quiet { number | QUIET } else { number })
     }
 
     /// The last cookie to show; `now` gives that of a listing that begins.
@@ -42,7 +51,7 @@ impl Ends {
 }
 
 /// Takes an entry; false if it has no room for it.
-type Emit<'a> = dyn FnMut(&DirEntry) -> bool + 'a;
+pub(crate) type Emit<'a> = dyn FnMut(&DirEntry) -> bool + 'a;
 
 /// What became of an entry of a listing.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,7 +102,7 @@ mod tests {
     #[test]
     fn a_listing_ends_where_it_was_when_it_began() {
         let ends = Ends::default();
-        let (a, b) = (ends.open(), ends.open());
+        let (a, b) = (ends.open(false), ends.open(false));
         assert_ne!(a, b);
         assert_eq!(ends.of(a, 0, || Ok(10)).unwrap(), 10);
         assert_eq!(ends.of(a, 5, || Ok(20)).unwrap(), 10);

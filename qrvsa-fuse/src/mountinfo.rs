@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use qrvsa_core::{Error, ErrorKind, Result};
 
+/// The table of mounts of this process.
+pub(crate) const PATH: &str = "/proc/self/mountinfo";
+
 /// Tells one mount from all others, also from a later one at the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -31,9 +34,9 @@ pub(crate) struct Entry {
 
 /// All mounts of this namespace, in the order they were made.
 pub(crate) fn read() -> Result<Vec<Entry>> {
-    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| {
+    let text = std::fs::read(PATH).map_err(|e| {
         let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
-        Error::new(ErrorKind::Posix(errno), "/proc/self/mountinfo")
+        Error::new(ErrorKind::Posix(errno), PATH)
     })?;
     Ok(parse(&text))
 }

@@ -3,12 +3,10 @@
 use nix::mount::MsFlags;
 use qrvsa_core::{Result, fail};
 
-/// Which reads update access times. The kernel leaves access times of FUSE mounts to the server: whoever makes the
-/// filesystem hands this on to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// Which reads update access times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Atime {
     /// At most once a day, unless the file changed since.
-    #[default]
     Relatime,
     /// Never.
     Noatime,
@@ -31,8 +29,8 @@ pub struct MountOptions {
     pub nosuid: bool,
     /// Nothing can be executed.
     pub noexec: bool,
-    /// Access times.
-    pub atime: Atime,
+    /// Access times; `None`: as the filesystem itself is set.
+    pub atime: Option<Atime>,
     /// No access times of directories.
     pub nodiratime: bool,
     /// Each write is durable when it returns.
@@ -57,7 +55,7 @@ impl MountOptions {
             nodev: false,
             nosuid: false,
             noexec: false,
-            atime: Atime::default(),
+            atime: None,
             nodiratime: false,
             sync: false,
             dirsync: false,
@@ -100,9 +98,10 @@ impl MountOptions {
             // As mount(8) documents them: an ordinary user's mount is harmless unless told otherwise after.
             ("user" | "users", _) => (self.nodev, self.nosuid, self.noexec) = (true, true, true),
             ("owner" | "group", None) => (self.nodev, self.nosuid) = (true, true),
-            ("noatime", None) => self.atime = Atime::Noatime,
-            ("atime" | "relatime" | "nostrictatime", None) => self.atime = Atime::Relatime,
-            ("strictatime" | "norelatime", None) => self.atime = Atime::Strictatime,
+            ("noatime", None) => self.atime = Some(Atime::Noatime),
+            ("relatime", None) => self.atime = Some(Atime::Relatime),
+            ("strictatime" | "norelatime", None) => self.atime = Some(Atime::Strictatime),
+            ("atime" | "nostrictatime", None) => self.atime = None,
             ("nodiratime", None) => self.nodiratime = true,
             ("diratime", None) => self.nodiratime = false,
             ("sync", None) => self.sync = true,
@@ -142,9 +141,9 @@ impl MountOptions {
     /// The flags of mount(2).
     pub(crate) fn flags(&self) -> MsFlags {
         let mut flags = match self.atime {
-            Atime::Relatime => MsFlags::MS_RELATIME,
-            Atime::Noatime => MsFlags::MS_NOATIME,
-            Atime::Strictatime => MsFlags::MS_STRICTATIME,
+            None | Some(Atime::Relatime) => MsFlags::MS_RELATIME,
+            Some(Atime::Noatime) => MsFlags::MS_NOATIME,
+            Some(Atime::Strictatime) => MsFlags::MS_STRICTATIME,
         };
         flags.set(MsFlags::MS_RDONLY, self.read_only);
         flags.set(MsFlags::MS_NODEV, self.nodev);
@@ -206,7 +205,7 @@ mod tests {
     #[test]
     fn the_empty_list_is_the_default() {
         assert_eq!(parse("").unwrap(), MountOptions::new("tank/a"));
-        let list = "defaults,rw,dev,suid,exec,auto,nouser,async,relatime,lazytime,_netdev,nofail,noauto,x-systemd.automount,\
+        let list = "defaults,rw,dev,suid,exec,auto,nouser,async,atime,lazytime,_netdev,nofail,noauto,x-systemd.automount,\
             x-gvfs-name=a,X-mount.mkdir=0755,default_permissions,comment=x,allow_other";
         assert_eq!(parse(list).unwrap(), MountOptions::new("tank/a"));
     }
@@ -216,7 +215,7 @@ mod tests {
         let o =
             parse("ro,rw,nosuid,noatime,strictatime,threads=3,readahead=0,max_background=100,noallow_other").unwrap();
         assert!(!o.read_only && o.nosuid && !o.allow_other);
-        assert_eq!((o.atime, o.threads, o.readahead_kib, o.max_background), (Atime::Strictatime, 3, 0, 100));
+        assert_eq!((o.atime, o.threads, o.readahead_kib, o.max_background), (Some(Atime::Strictatime), 3, 0, 100));
         let o = parse("user,exec").unwrap();
         assert!(o.nodev && o.nosuid && !o.noexec);
         assert!(parse("ro,nodev,noexec,noatime,nodiratime,sync,dirsync").unwrap().flags().contains(

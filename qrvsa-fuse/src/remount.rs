@@ -1,5 +1,5 @@
-//! Remounting: a change of flags, which the kernel makes by itself. So whoever is asked for it, the mount helper, does it;
-//! the daemon has no part in it.
+//! Remounting: a change of flags, which the kernel makes by itself. So whoever is asked for it, the mount helper, does it.
+//! The daemon only looks at the flags, for access times (see `atimes`).
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ pub fn remount(directory: &Path, list: &str) -> Result<()> {
 }
 
 /// The flags a mount has, from its line in mountinfo.
-fn current_flags(mount_options: &str, super_options: &str) -> MsFlags {
+pub(crate) fn current_flags(mount_options: &str, super_options: &str) -> MsFlags {
     let mut flags = MsFlags::empty();
     let mut atime = MsFlags::MS_STRICTATIME;
     for word in words(mount_options).chain(words(super_options)) {

@@ -22,6 +22,7 @@ use qrvsa_core::fs::ops::{Ino, Operations};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 use crate::adapter::Adapter;
+use crate::atimes::Atimes;
 use crate::mountinfo::{self, Identity};
 use crate::options::MountOptions;
 use crate::seats::Seats;
@@ -156,13 +157,22 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
             fail!(Busy, "{}: something else was mounted there in between", path.display());
         }
     };
+    let atimes = Arc::new(Atimes::new(options));
+    atimes.watch(identity);
+    operations.on_read({
+        let atimes = Arc::downgrade(&atimes);
+        Arc::new(move || atimes.upgrade().map(|atimes| atimes.ask()).unwrap_or_default())
+    });
     target::set_readahead(identity, options.readahead_kib);
     let fs_name = options.fs_name.clone();
     let mount = Mount { mount_point: path, fs_name, identity, privileged, lifecycle: lifecycle.clone() };
     let (path, fs_name) = (mount.mount_point.clone(), mount.fs_name.clone());
     thread::Builder::new()
         .name("fuse-supervisor".into())
-        .spawn(move || supervise(session, &lifecycle, &path, &fs_name, identity))
+        .spawn(move || {
+            let _until_the_end = atimes;
+            supervise(session, &lifecycle, &path, &fs_name, identity);
+        })
         .map_err(|error| session_error(&mount.mount_point, &error))?;
     tracing::info!(mount_point = %mount.mount_point.display(), filesystem = mount.fs_name, "mounted");
     Ok(mount)

@@ -187,3 +187,41 @@ def test_full_pool_keeps_serving_databases(t):
     with open(path, "rb") as f:
         check(f.read() == bytes(state), "content after overwrites in a full pool and a crash")
     pool.check()
+
+
+@options(seconds=120)
+def test_allocating_and_writing_beside_what_is_there(t):
+    """In a nearly full pool fallocate over data that is there works, also in a file with a hole; and what a removal or a cut
+    frees can be allocated and written at once."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=192 * MIB)
+    pool.mount()
+    block = random.Random(t.seed).randbytes(MIB)
+
+    def free():
+        s = os.statvfs(pool.mountpoint)
+        return s.f_bavail * s.f_frsize
+
+    path = os.path.join(pool.mountpoint, "holey")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    t.defer(os.close, fd)
+    size = MIB
+    os.pwrite(fd, block, 0)
+    while free() > 24 * MIB:
+        size += MIB
+        os.pwrite(fd, block, size)
+    os.fsync(fd)
+    size += MIB
+    check(size > 2 * free(), "%d bytes of data, %d free", size, free())
+    os.posix_fallocate(fd, 0, size)
+    same(os.fstat(fd).st_size, size, "size")
+    for _ in range(5):
+        # freed, and not committed yet
+        os.ftruncate(fd, MIB)
+        with open(path + "2", "w+b", buffering=0) as other:
+            os.posix_fallocate(other.fileno(), 0, size - 32 * MIB)
+            for at in range(0, size - 32 * MIB, MIB):
+                same(os.pwrite(other.fileno(), block, at), MIB, "bytes written at %d" % at)
+        os.unlink(path + "2")
+        for at in range(0, size - 32 * MIB, MIB):
+            same(os.pwrite(fd, block, at), MIB, "bytes written at %d" % at)

@@ -1,11 +1,12 @@
 """mount(8) and umount(8): the helper, fstab entries, options, remounting, what /proc/mounts shows."""
 import errno
+import mmap
 import os
 import stat
 
 import contract
 import trees
-from lib import GIB, MIB, Daemon, binary, check, is_mounted, options, run, same
+from lib import GIB, MIB, Daemon, binary, check, is_mounted, options, run, same, wait_for
 from proc import mounts
 from syscalls import refuses, write_file
 
@@ -133,6 +134,81 @@ def test_remount(t):
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 5))
     with open(node, "rb") as f:
         same(f.read(4), bytes(4), "reading a device node on the mount")
+
+
+def reads(path, flags=0):
+    """Reads a file, not from the page cache, or lists a directory."""
+    fd = os.open(path, os.O_RDONLY | flags | (0 if os.path.isdir(path) else os.O_DIRECT))
+    try:
+        if os.path.isdir(path):
+            os.listdir(fd)
+        else:
+            with mmap.mmap(-1, 4096) as buffer:
+                os.preadv(fd, [buffer], 0)
+    finally:
+        os.close(fd)
+
+
+def moved(path, flags=0):
+    """Whether reading moves an access time that is long due. With another mtime the kernel lists a directory anew, too."""
+    os.utime(path, (1, os.stat(path).st_mtime + 1))
+    reads(path, flags)
+    return os.stat(path).st_atime != 1
+
+
+@options(seconds=120)
+def test_access_times(t):
+    """noatime, nodiratime, strictatime, ro and their remounts, and O_NOATIME, say what reading does to access times; the
+    property of the filesystem says it for mounts without such a word. A restart keeps the options."""
+    daemon, pool, directory = prepared(t)
+    path, below = os.path.join(directory, "f"), os.path.join(directory, "d")
+
+    def is_(words, file, tree):
+        same((moved(path), moved(below)), (file, tree), "access times that move with %s" % words)
+
+    def remount(words):
+        run(["/bin/mount", "-o", "remount," + words, directory], env=environment(daemon))
+
+    mount(daemon, "tank", directory)
+    write_file(path, b"x" * 5000)
+    os.mkdir(below)
+    is_("the default", True, True)
+    same((moved(path, os.O_NOATIME), moved(below, os.O_NOATIME)), (False, False), "access times that move with O_NOATIME")
+    for words, file, tree in (("noatime", False, False), ("relatime,nodiratime", True, False)):
+        remount(words)
+        is_("remount," + words, file, tree)
+    # mount(8) does not tell a helper that a word is taken back
+    run(["/bin/mount", "-i", "-o", "remount,diratime", directory])
+    is_("remount,diratime", True, True)
+    os.utime(path, (1, 1))
+    remount("ro")
+    reads(path)
+    same(os.stat(path).st_atime, 1, "access time of a file read in a read-only mount")
+    remount("rw")
+    reads(path)
+    check(os.stat(path).st_atime != 1, "the access time does not move after remount,rw")
+    run(["/bin/umount", directory])
+    for words, file, tree in (("noatime", False, False), ("nodiratime", True, False)):
+        mount(daemon, "tank", directory, words)
+        is_(words, file, tree)
+        run(["/bin/umount", directory])
+    daemon.cli("fs", "set", "tank", "atime=off")
+    mount(daemon, "tank", directory)
+    is_("atime=off", False, False)
+    run(["/bin/umount", directory])
+    mount(daemon, "tank", directory, "strictatime")
+    is_("strictatime against atime=off", True, True)
+    times = set()
+    for _ in range(5):
+        reads(path)
+        times.add(os.stat(path).st_atime_ns)
+    same(len(times), 5, "access times of five reads with strictatime")
+    daemon.restart()
+    wait_for(lambda: is_mounted(directory), 30, "the mount to come back")
+    is_("strictatime after a restart", True, True)
+    run(["/bin/umount", directory])
+    mount(daemon, "tank", directory)
+    is_("atime=off, as before", False, False)
 
 
 @options(seconds=90)

@@ -1,7 +1,9 @@
 """Permissions: modes, owners, groups, sticky and setgid directories, suid removal, ACLs, extended attributes."""
 import errno
+import mmap
 import os
 import stat
+import struct
 
 from lib import check, options, run, same
 from syscalls import as_user, read_file, refuses, write_file
@@ -120,6 +122,25 @@ def test_suid_is_dropped(t):
     prepare()
     os.chown(path, BOB, -1)
     same(oct(mode(path) & 0o6000), "0o0", "suid and sgid after chown by root")
+
+
+@options(anywhere=True)
+def test_capabilities_go_with_each_write(t):
+    """security.capability does not outlive a write, also root's, buffered or direct."""
+    pool = t.filesystem()
+    path = os.path.join(pool.mountpoint, "f")
+    # cap_net_raw+ep, version 2
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+    for flags in (0, os.O_DIRECT):
+        write_file(path, bytes(8192))
+        os.chmod(path, 0o755)
+        os.setxattr(path, "security.capability", capability)
+        same(os.getxattr(path, "security.capability"), capability, "capability")
+        fd = os.open(path, os.O_WRONLY | flags)
+        with mmap.mmap(-1, 4096) as buffer:
+            same(os.pwritev(fd, [buffer], 0), 4096, "bytes written")
+        os.close(fd)
+        refuses(errno.ENODATA, os.getxattr, path, "security.capability")
 
 
 @options(anywhere=True)

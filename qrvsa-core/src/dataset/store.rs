@@ -237,6 +237,10 @@ impl Store for Dataset {
         self.host.usage()
     }
 
+    fn space_may_return(&self) -> bool {
+        self.host.space_may_return()
+    }
+
     fn now_ns(&self) -> i64 {
         self.host.env().clock.wall_ns()
     }

@@ -11,7 +11,7 @@
 
 use nix::errno::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fs::attr::SetId;
 use crate::fs::edit::Puts;
 use crate::fs::filesystem::{AtimeMode, FileSystem};
@@ -27,12 +27,15 @@ pub(crate) const CHUNK: usize = 1 << 20;
 /// Relative access times are updated after this many nanoseconds at the latest.
 const ATIME_AGE_NS: i64 = 24 * 3600 * 1_000_000_000;
 
+/// Commits that are waited for when there is no space and some may return.
+pub(crate) const WAITS_FOR_SPACE: u32 = 3;
+
 /// What a write takes away besides what it overwrites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kill {
-    /// Nothing.
-    Nothing,
-    /// Set-id bits and `security.capability`; a set-group-id without group execute stays.
+    /// `security.capability`, as every write does.
+    Capability,
+    /// Set-id bits too; a set-group-id without group execute stays.
     Privileges,
     /// The same; that stays only if this caller is in the group.
     PrivilegesFor(Caller),
@@ -62,7 +65,8 @@ impl<S: Store> FileSystem<S> {
         }
     }
 
-    pub(crate) fn read_contents(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    /// Reads. `touch`: updates the access time if it is due.
+    pub(crate) fn read_contents(&self, ino: Ino, offset: u64, buf: &mut [u8], touch: bool) -> Result<usize> {
         let held = self.locks.shared(ino);
         let inode = self.load_regular(ino)?;
         let len = inode.size.saturating_sub(offset).min(buf.len() as u64) as usize;
@@ -76,7 +80,7 @@ impl<S: Store> FileSystem<S> {
             }
         }
         drop(held);
-        if !buf.is_empty() {
+        if touch && !buf.is_empty() {
             self.touch(ino, &inode);
         }
         Ok(len)
@@ -94,7 +98,14 @@ impl<S: Store> FileSystem<S> {
 
     /// Updates the access time after reading if it is due. Best effort: reading works on a full filesystem.
     pub(crate) fn touch(&self, ino: Ino, inode: &Inode) {
-        let due = |inode: &Inode, now: i64| match self.atime_mode() {
+        if self.store.read_only() {
+            return;
+        }
+        let mode = self.atime_mode_of(inode);
+        if mode == AtimeMode::Never {
+            return;
+        }
+        let due = |inode: &Inode, now: i64| match mode {
             AtimeMode::Never => false,
             AtimeMode::Strict => inode.atime_ns != now,
             AtimeMode::Relative => {
@@ -103,9 +114,6 @@ impl<S: Store> FileSystem<S> {
                     || now.saturating_sub(inode.atime_ns) >= ATIME_AGE_NS
             }
         };
-        if self.atime_mode() == AtimeMode::Never || self.store.read_only() {
-            return;
-        }
         let now = self.store.now_ns();
         if !due(inode, now) {
             return;
@@ -134,7 +142,7 @@ impl<S: Store> FileSystem<S> {
         let data = &data[..data.len().min(usize::try_from(SIZE_MAX - offset).unwrap_or(usize::MAX))];
         let mut done = 0;
         for chunk in data.chunks(CHUNK) {
-            let kill = if done == 0 { kill } else { Kill::Nothing };
+            let kill = if done == 0 { kill } else { Kill::Capability };
             match self.write_chunk(&held, ino, &inode, offset + done as u64, chunk, kill) {
                 Ok(changed) => inode = changed,
                 Err(_) if done > 0 => return Ok(done),
@@ -145,7 +153,7 @@ impl<S: Store> FileSystem<S> {
         Ok(done)
     }
 
-    /// One transaction of a write. Returns the changed inode.
+    /// One transaction of a write. Waits for commits that may make room. Returns the changed inode.
     fn write_chunk(
         &self,
         held: &Exclusive<'_>,
@@ -155,26 +163,39 @@ impl<S: Store> FileSystem<S> {
         data: &[u8],
         kill: Kill,
     ) -> Result<Inode> {
-        let mut inode = inode.clone();
-        let mut puts = Puts::with_capacity(2);
         let set_id = match kill {
-            Kill::Nothing => None,
-            Kill::Privileges => Some(SetId::Clear { member: true }),
-            Kill::PrivilegesFor(caller) => Some(SetId::clear_for(caller, &inode)),
+            Kill::Capability => SetId::Keep,
+            Kill::Privileges => SetId::Clear { member: true },
+            Kill::PrivilegesFor(caller) => SetId::clear_for(caller, inode),
         };
-        let killed = match set_id {
-            Some(set_id) => self.plan_kill_privileges(ino, &mut inode, set_id, &mut puts)?,
-            None => false,
-        };
-        let log = if killed { Log::KeepContentFields } else { Log::WithObject };
-        let tx = self.store.begin(Intent::Grow)?;
-        self.plan_write(&tx, ino, &mut inode, offset, data, &mut puts)?;
-        let now = self.store.now_ns();
-        inode.mtime_ns = now;
-        inode.ctime_ns = now;
-        puts.push((inode_key(ino), Some(inode.encode().to_vec()), log));
-        self.publish(held, &tx, puts);
-        Ok(inode)
+        let mut waited = 0;
+        loop {
+            // the transaction ends with this block: a commit waits for all of them
+            let done = {
+                let mut changed = inode.clone();
+                let mut puts = Puts::with_capacity(2);
+                let killed = self.plan_kill_privileges(ino, &mut changed, set_id, &mut puts)?;
+                let log = if killed { Log::KeepContentFields } else { Log::WithObject };
+                let tx = self.store.begin(Intent::Grow)?;
+                self.plan_write(&tx, ino, &mut changed, offset, data, &mut puts).map(|()| {
+                    let now = self.store.now_ns();
+                    changed.mtime_ns = now;
+                    changed.ctime_ns = now;
+                    puts.push((inode_key(ino), Some(changed.encode().to_vec()), log));
+                    self.publish(held, &tx, puts);
+                    changed
+                })
+            };
+            match done {
+                Err(e)
+                    if e.kind() == ErrorKind::NoSpace && waited < WAITS_FOR_SPACE && self.store.space_may_return() =>
+                {
+                    waited += 1;
+                    self.store.sync_all()?;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Writes contents, and changes size and flags of `inode` (not stored yet).

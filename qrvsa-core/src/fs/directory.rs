@@ -3,6 +3,8 @@
 //! None of these waits for a writer (see `locks`): a name and the inode it stands for are read consistently without a
 //! lock, and a listing reads pages of entries that exist when the page is read.
 
+use std::ops::RangeInclusive;
+
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
@@ -53,14 +55,16 @@ impl<S: Store> FileSystem<S> {
         self.attr_of(ino, &inode)
     }
 
+    /// Lists the entries after one cookie up to another. `touch`: updates the access time if it is due.
     pub(crate) fn list_dir(
         &self,
         ino: Ino,
-        cookie: u64,
-        end: u64,
+        cookies: RangeInclusive<u64>,
         plus: bool,
+        touch: bool,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
+        let (cookie, end) = cookies.into_inner();
         let dir = self.load(ino)?;
         if !dir.is_dir() {
             return Err(Error::posix(Errno::ENOTDIR));
@@ -68,7 +72,9 @@ impl<S: Store> FileSystem<S> {
         if dir.nlink == 0 {
             return Ok(());
         }
-        self.touch(ino, &dir);
+        if touch {
+            self.touch(ino, &dir);
+        }
         for (at, name, target) in [(1, &b"."[..], ino), (2, &b".."[..], dir.parent)] {
             if cookie < at {
                 let attr = if plus { Some(self.attr_of(target, &self.load(target)?)?) } else { None };

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::attr::SetId;
-use crate::fs::contents::{CHUNK, Kill, round_up};
+use crate::fs::contents::{CHUNK, Kill, WAITS_FOR_SPACE, round_up};
 use crate::fs::edit::Puts;
 use crate::fs::filesystem::FileSystem;
 use crate::fs::inode::{BLOCK, FLAG_HAS_HOLES, FLAG_INLINE, Inode, SIZE_MAX, inline_key, inode_key};
@@ -44,15 +44,35 @@ impl<S: Store> FileSystem<S> {
         self.reshape(Some(caller), ino, zero.then_some(range.clone()), if keep_size { 0 } else { range.end })
     }
 
-    /// `ENOSPC` unless the part of the range that may have no blocks yet fits into the free space.
+    /// `ENOSPC` unless the part of the range that may have no blocks yet fits into the free space, after commits if they
+    /// may make room. Called without locks.
     fn check_space(&self, ino: Ino, range: &Range<u64>) -> Result<()> {
+        let mut waited = 0;
+        loop {
+            let needed = self.missing_bytes(ino, range)?;
+            let usage = self.store.usage();
+            if needed <= usage.available_bytes {
+                return Ok(());
+            }
+            if needed > usage.total_bytes || waited >= WAITS_FOR_SPACE || !self.store.space_may_return() {
+                return Err(Error::new(ErrorKind::NoSpace, "the range does not fit into the free space"));
+            }
+            waited += 1;
+            self.store.sync_all()?;
+        }
+    }
+
+    /// At most so many bytes of the range have no blocks yet.
+    fn missing_bytes(&self, ino: Ino, range: &Range<u64>) -> Result<u64> {
         let inode = self.load(ino)?;
         let dense_end = if inode.has(FLAG_HAS_HOLES) { 0 } else { round_up(inode.size) };
-        let needed = range.end.saturating_sub(range.start.max(dense_end));
-        if self.store.usage().available_bytes < needed {
-            return Err(Error::new(ErrorKind::NoSpace, "the range does not fit into the free space"));
+        let missing = range.end.saturating_sub(range.start.max(dense_end));
+        if missing == 0 || !inode.is_regular() || inode.has(FLAG_INLINE) {
+            return Ok(missing);
         }
-        Ok(())
+        // all that the file would have without holes, less what it has
+        let whole = round_up(range.end).max(round_up(inode.size));
+        Ok(missing.min(whole.saturating_sub(self.store.allocated_bytes(inode.object(ino))?)))
     }
 
     /// Makes `zero` read as zeros and grows the file to at least `min_size`.
@@ -186,8 +206,8 @@ impl<S: Store> FileSystem<S> {
         }
         let hole_at = self.find_hole(from.0, from.1)?;
         buf.resize(len.min(hole_at - from.1).min(CHUNK as u64) as usize, 0);
-        let read = self.read_contents(from.0, from.1, buf)?;
-        let written = self.write_contents(to.0, to.1, &buf[..read], false, Kill::Nothing)?;
+        let read = self.read_contents(from.0, from.1, buf, true)?;
+        let written = self.write_contents(to.0, to.1, &buf[..read], false, Kill::Capability)?;
         Ok((written as u64, written as u64))
     }
 }

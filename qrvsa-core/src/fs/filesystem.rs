@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::claims::{Claims, Tell, XATTR_IN_USE};
@@ -26,7 +26,8 @@ use crate::fs::inode::{Inode, corrupt, inode_key, record_size_is_valid};
 use crate::fs::locks::{Exclusive, Locks};
 use crate::fs::open_files::OpenFiles;
 use crate::fs::ops::{
-    AllocateMode, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs, XattrMode,
+    AllocateMode, AskMount, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs,
+    XattrMode,
 };
 use crate::fs::store::{Intent, Log, ObjectRef, Store, Value};
 use crate::tree::Key;
@@ -85,6 +86,8 @@ pub struct FileSystem<S: Store> {
     hash_seed: u64,
     hash_mask: u64,
     atime: AtomicU8,
+    /// What the mount that shows it wants about access times.
+    mount: RwLock<Option<AskMount>>,
     record_size: AtomicU32,
 }
 
@@ -130,6 +133,7 @@ impl<S: Store> FileSystem<S> {
             hash_seed,
             hash_mask: u64::MAX,
             atime: AtomicU8::new(options.atime as u8),
+            mount: RwLock::new(None),
             record_size: AtomicU32::new(record_size),
         };
         if !fs.load(ROOT_INO)?.is_dir() {
@@ -150,13 +154,22 @@ impl<S: Store> FileSystem<S> {
         &self.store
     }
 
-    /// When reading updates access times.
+    /// When reading updates access times, unless the mount wants something else.
     pub fn atime_mode(&self) -> AtimeMode {
         match self.atime.load(Ordering::Relaxed) {
             1 => AtimeMode::Never,
             2 => AtimeMode::Strict,
             _ => AtimeMode::Relative,
         }
+    }
+
+    /// When reading this inode updates its access time.
+    pub(crate) fn atime_mode_of(&self, inode: &Inode) -> AtimeMode {
+        let asked = self.mount.read().as_ref().map(|ask| ask()).unwrap_or_default();
+        if asked.no_dirs && inode.is_dir() {
+            return AtimeMode::Never;
+        }
+        asked.mode.unwrap_or_else(|| self.atime_mode())
     }
 
     /// Changes when reading updates access times.
@@ -370,12 +383,16 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.read_contents(ino, offset, buf)
+        self.read_contents(ino, offset, buf, true)
+    }
+
+    fn read_quietly(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_contents(ino, offset, buf, false)
     }
 
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
         self.claims.check_contents(ino)?;
-        let kill = if kill_priv { Kill::Privileges } else { Kill::Nothing };
+        let kill = if kill_priv { Kill::Privileges } else { Kill::Capability };
         self.write_contents(ino, offset, data, append, kill)
     }
 
@@ -403,7 +420,7 @@ impl<S: Store> Operations for FileSystem<S> {
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
-        self.list_dir(ino, cookie, u64::MAX, plus, emit)
+        self.list_dir(ino, cookie..=u64::MAX, plus, true, emit)
     }
 
     fn listing_end(&self, ino: Ino) -> Result<u64> {
@@ -419,7 +436,22 @@ impl<S: Store> Operations for FileSystem<S> {
         plus: bool,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
-        self.list_dir(ino, cookie, end, plus, emit)
+        self.list_dir(ino, cookie..=end, plus, true, emit)
+    }
+
+    fn readdir_quietly(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        self.list_dir(ino, cookie..=end, plus, false, emit)
+    }
+
+    fn on_read(&self, ask: AskMount) {
+        *self.mount.write() = Some(ask);
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -42,6 +42,16 @@ struct Inner {
     /// Changes since the commit, each with the number of its transaction.
     log: Vec<(u64, Change)>,
     blocks_used: u64,
+    /// Of them, freed but held back until the commit.
+    blocks_held: u64,
+}
+
+impl Inner {
+    fn commit(&mut self) {
+        self.committed = self.now.clone();
+        self.log.clear();
+        self.blocks_used -= std::mem::take(&mut self.blocks_held);
+    }
 }
 
 /// How often changes were put, by how they are logged.
@@ -69,6 +79,8 @@ pub struct MemStore {
     writes_until_failure: AtomicU64,
     read_only: AtomicBool,
     keep_reaped: AtomicBool,
+    hold_frees: AtomicBool,
+    commits: AtomicU64,
     seed: u64,
 }
 
@@ -97,6 +109,8 @@ impl MemStore {
             writes_until_failure: AtomicU64::new(u64::MAX),
             read_only: AtomicBool::new(false),
             keep_reaped: AtomicBool::new(false),
+            hold_frees: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
             seed: 0x5eed,
         }
     }
@@ -119,6 +133,24 @@ impl MemStore {
     /// Leaves what is reaped from now on where it is, as a store does that gives space back later.
     pub fn keep_reaped(&self, keep: bool) {
         self.keep_reaped.store(keep, Ordering::SeqCst);
+    }
+
+    /// Lets freed space come back with the next commit only, as in a store that never overwrites.
+    pub fn hold_frees(&self, hold: bool) {
+        self.hold_frees.store(hold, Ordering::SeqCst);
+    }
+
+    /// How often it was told to commit.
+    pub fn commit_count(&self) -> u64 {
+        self.commits.load(Ordering::SeqCst)
+    }
+
+    fn freed(&self, inner: &mut Inner, blocks: u64) {
+        if self.hold_frees.load(Ordering::SeqCst) {
+            inner.blocks_held += blocks;
+        } else {
+            inner.blocks_used -= blocks;
+        }
     }
 
     /// Moves the clock.
@@ -157,9 +189,8 @@ impl MemStore {
 
     /// Makes everything so far durable, as a transaction group does.
     pub fn commit(&self) {
-        let mut inner = self.inner.lock();
-        inner.committed = inner.now.clone();
-        inner.log.clear();
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        self.inner.lock().commit();
     }
 
     /// How many transactions since the last commit logged something.
@@ -317,19 +348,20 @@ impl Store for MemStore {
 
     fn punch(&self, _tx: &MemTx, object: ObjectRef, range: Range<u64>) -> Result<()> {
         let mut inner = self.inner.lock();
-        let Inner { now, blocks_used, .. } = &mut *inner;
-        let Some(blocks) = now.objects.get_mut(&object.id) else { return Ok(()) };
+        let Some(blocks) = inner.now.objects.get_mut(&object.id) else { return Ok(()) };
+        let mut freed = 0;
         let touched: Vec<u64> = blocks.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).map(|(n, _)| *n).collect();
         for number in touched {
             let from = range.start.saturating_sub(number * BLOCK).min(BLOCK) as usize;
             let to = range.end.saturating_sub(number * BLOCK).min(BLOCK) as usize;
             if (from, to) == (0, BLOCK as usize) {
                 blocks.remove(&number);
-                *blocks_used -= 1;
+                freed += 1;
             } else if let Some(block) = blocks.get_mut(&number) {
                 block[from..to].fill(0);
             }
         }
+        self.freed(&mut inner, freed);
         Ok(())
     }
 
@@ -369,7 +401,7 @@ impl Store for MemStore {
             inner.now.items.remove(&key);
         }
         if let Some(blocks) = inner.now.objects.remove(&object.id) {
-            inner.blocks_used -= blocks.len() as u64;
+            self.freed(&mut inner, blocks.len() as u64);
         }
     }
 
@@ -401,6 +433,10 @@ impl Store for MemStore {
         let max = self.blocks_max.load(Ordering::SeqCst);
         let free = max.saturating_sub(self.inner.lock().blocks_used) * BLOCK;
         Usage { total_bytes: max * BLOCK, free_bytes: free, available_bytes: free }
+    }
+
+    fn space_may_return(&self) -> bool {
+        self.inner.lock().blocks_held > 0
     }
 
     fn now_ns(&self) -> i64 {

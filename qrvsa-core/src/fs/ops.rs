@@ -6,10 +6,12 @@
 //! and may block on devices.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::fs::AtimeMode;
 use crate::fs::claims::Tell;
 
 /// An inode number. 1 is the root directory.
@@ -67,6 +69,18 @@ pub enum SetTime {
     /// Nanoseconds since the epoch.
     At(i64),
 }
+
+/// What a mount wants done about access times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountAtime {
+    /// When reading updates them; `None`: as the filesystem itself is set.
+    pub mode: Option<AtimeMode>,
+    /// Never those of directories.
+    pub no_dirs: bool,
+}
+
+/// Asks a mount what it wants now; the default when the mount has ended. Must not wait for an operation.
+pub type AskMount = Arc<dyn Fn() -> MountAtime + Send + Sync>;
 
 /// Attributes to change; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -245,8 +259,12 @@ pub trait Operations: Send + Sync + 'static {
     fn forget_all(&self) {}
     /// Reads at most `buf.len()` bytes; fewer only at the end of the file.
     fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize>;
-    /// Writes all of `data` at `offset`, or at the end of the file if `append`. `kill_priv`: clear set-id bits and
-    /// `security.capability`.
+    /// The same as [`Operations::read`], leaving the access time as it is (`O_NOATIME`).
+    fn read_quietly(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read(ino, offset, buf)
+    }
+    /// Writes all of `data` at `offset`, or at the end of the file if `append`, and removes `security.capability`.
+    /// `kill_priv`: clears set-id bits too.
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize>;
     /// Writes as [`Operations::write`] does for a caller without the privilege to leave set-id bits: set-group-id goes
     /// from a file that the group may not execute, too, unless the caller is in that group.
@@ -284,6 +302,21 @@ pub trait Operations: Send + Sync + 'static {
     ) -> Result<()> {
         let _ = end;
         self.readdir(ino, cookie, plus, emit)
+    }
+    /// The same as [`Operations::readdir_until`], leaving the access time as it is (`O_NOATIME`).
+    fn readdir_quietly(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        self.readdir_until(ino, cookie, end, plus, emit)
+    }
+    /// From now on `ask` is asked at each read what is wanted about access times, by the mount that shows this filesystem.
+    fn on_read(&self, ask: AskMount) {
+        let _ = ask;
     }
     /// Space and inodes.
     fn statfs(&self) -> Result<StatFs>;

@@ -173,7 +173,7 @@ pub trait Store: Send + Sync + 'static {
     /// `Io`, `Suspended`: nothing may be assumed durable.
     fn wait_durable(&self, ticket: SyncTicket) -> Result<()>;
 
-    /// Makes everything so far durable (commits the transaction group).
+    /// Makes everything so far durable (commits the transaction group). Called without a transaction.
     ///
     /// # Errors
     /// As [`Store::wait_durable`].
@@ -181,6 +181,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Space.
     fn usage(&self) -> Usage;
+
+    /// Whether [`Store::sync_all`] may make room: something was freed that is not available yet.
+    fn space_may_return(&self) -> bool;
 
     /// Wall time, nanoseconds since the epoch.
     fn now_ns(&self) -> i64;

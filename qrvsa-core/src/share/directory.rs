@@ -20,7 +20,8 @@ use crate::engine::volumes::VolumeInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::claims::Tell;
 use crate::fs::ops::{
-    AllocateMode, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs, XattrMode,
+    AllocateMode, AskMount, Attr, Caller, DirEntry, Ino, NewNode, Operations, ROOT_INO, RenameMode, SetAttr, StatFs,
+    XattrMode,
 };
 use crate::volume::Sharing;
 
@@ -57,6 +58,9 @@ impl Access {
         }
     }
 }
+
+/// Takes an entry of a listing; false if it has no room for it.
+type Emit<'a> = dyn FnMut(&DirEntry) -> bool + 'a;
 
 /// A file that somebody has open.
 struct Opened {
@@ -169,6 +173,44 @@ impl WithVolumes {
             btime_ns: volume.created_ns,
             ..root
         })
+    }
+
+    /// Lists a directory from a cookie, one of the filesystem by `inner`.
+    fn list_with(
+        &self,
+        (ino, cookie): (Ino, u64),
+        plus: bool,
+        emit: &mut Emit<'_>,
+        inner: &mut dyn FnMut(&mut Emit<'_>) -> Result<()>,
+    ) -> Result<()> {
+        if ino == DIRECTORY {
+            return self.list(cookie, plus, emit);
+        }
+        if ino > OURS {
+            return refused(Errno::ENOTDIR);
+        }
+        if ino != ROOT_INO || self.access() == Access::Off {
+            return inner(emit);
+        }
+        if cookie >= COOKIE {
+            return Ok(());
+        }
+        let (mut room, mut seen) = (true, false);
+        inner(&mut |entry| {
+            // a file of this name is hidden
+            if entry.name == NAME {
+                return true;
+            }
+            seen = true;
+            room = emit(entry);
+            room
+        })?;
+        // when the filesystem has no more: it may give less than there is room for
+        if room && !seen {
+            let attr = if plus { self.attr(DIRECTORY).ok() } else { None };
+            emit(&DirEntry { ino: DIRECTORY, cookie: COOKIE, file_type: libc::S_IFDIR, name: NAME.to_vec(), attr });
+        }
+        Ok(())
     }
 
     fn list(&self, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
@@ -362,6 +404,10 @@ impl Operations for WithVolumes {
         if ino < OURS { self.inner.read(ino, offset, buf) } else { self.face(ino)?.read(offset, buf) }
     }
 
+    fn read_quietly(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if ino < OURS { self.inner.read_quietly(ino, offset, buf) } else { self.face(ino)?.read(offset, buf) }
+    }
+
     fn write(&self, ino: Ino, offset: u64, data: &[u8], append: bool, kill_priv: bool) -> Result<usize> {
         if ino < OURS {
             return self.inner.write(ino, offset, data, append, kill_priv);
@@ -418,34 +464,22 @@ impl Operations for WithVolumes {
         plus: bool,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
-        if ino == DIRECTORY {
-            return self.list(cookie, plus, emit);
-        }
-        if ino > OURS {
-            return refused(Errno::ENOTDIR);
-        }
-        if ino != ROOT_INO || self.access() == Access::Off {
-            return self.inner.readdir_until(ino, cookie, end, plus, emit);
-        }
-        if cookie >= COOKIE {
-            return Ok(());
-        }
-        let (mut room, mut seen) = (true, false);
-        self.inner.readdir_until(ino, cookie, end, plus, &mut |entry| {
-            // a file of this name is hidden
-            if entry.name == NAME {
-                return true;
-            }
-            seen = true;
-            room = emit(entry);
-            room
-        })?;
-        // when the filesystem has no more: it may give less than there is room for
-        if room && !seen {
-            let attr = if plus { self.attr(DIRECTORY).ok() } else { None };
-            emit(&DirEntry { ino: DIRECTORY, cookie: COOKIE, file_type: libc::S_IFDIR, name: NAME.to_vec(), attr });
-        }
-        Ok(())
+        self.list_with((ino, cookie), plus, emit, &mut |emit| self.inner.readdir_until(ino, cookie, end, plus, emit))
+    }
+
+    fn readdir_quietly(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        self.list_with((ino, cookie), plus, emit, &mut |emit| self.inner.readdir_quietly(ino, cookie, end, plus, emit))
+    }
+
+    fn on_read(&self, ask: AskMount) {
+        self.inner.on_read(ask);
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -94,7 +94,7 @@ impl<S: Store> ImageFile for DiskFile<S> {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset.saturating_add(done as u64);
-            match self.fs.read_contents(self.ino, at, rest).map_err(system_error)? {
+            match self.fs.read_contents(self.ino, at, rest, true).map_err(system_error)? {
                 0 => {
                     rest.fill(0);
                     return Ok(());
@@ -111,7 +111,7 @@ impl<S: Store> ImageFile for DiskFile<S> {
         // a write that fails in its middle says how far it came, and the next one why
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
             let at = offset.saturating_add(done as u64);
-            match self.fs.write_contents(self.ino, at, rest, false, Kill::Nothing).map_err(system_error)? {
+            match self.fs.write_contents(self.ino, at, rest, false, Kill::Capability).map_err(system_error)? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 n => done += n,
             }

@@ -1,7 +1,8 @@
 //! Mounting, remounting, unmounting, and what is left after each.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,8 @@ use std::sync::{Arc, mpsc};
 
 use nix::mount::{MntFlags, umount2};
 use qrvsa_core::ErrorKind;
+use qrvsa_core::fs::AtimeMode;
+use qrvsa_core::fs::ops::MountAtime;
 use qrvsa_fuse::remount::remount;
 use qrvsa_fuse::{Exit, MountOptions, Unmount, mount};
 
@@ -226,6 +229,70 @@ fn read_only_from_the_start_and_remounted() {
     f.write_at(b"z", 0).unwrap();
     drop(f);
     remount(m.root(), "ro").unwrap();
+}
+
+#[test]
+fn the_filesystem_learns_what_the_mount_wants_about_access_times() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::with(MountOptions::parse("testpool/data", "strictatime,nodiratime").unwrap());
+    let ask = m.fs.ask.lock().unwrap().clone().unwrap();
+    let all = |mode, no_dirs| MountAtime { mode, no_dirs };
+    assert_eq!(ask(), all(Some(AtimeMode::Strict), true));
+    remount(m.root(), "remount,ro").unwrap();
+    assert_eq!(ask(), all(Some(AtimeMode::Never), true));
+    remount(m.root(), "remount,rw,diratime").unwrap();
+    assert_eq!(ask(), all(Some(AtimeMode::Strict), false));
+    remount(m.root(), "remount,noatime").unwrap();
+    assert_eq!(ask(), all(Some(AtimeMode::Never), false));
+    remount(m.root(), "remount,relatime").unwrap();
+    assert_eq!(ask(), all(Some(AtimeMode::Relative), false));
+    // by whoever
+    let output = Command::new("mount").args(["-i", "-o", "remount,noatime"]).arg(m.root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(ask(), all(Some(AtimeMode::Never), false));
+    m.mount.unmount(Unmount::Normal).unwrap();
+    // a mount that has ended wants nothing, once its thread has
+    let start = std::time::Instant::now();
+    while ask() != MountAtime::default() {
+        assert!(start.elapsed() < PATIENCE, "an ended mount still says {:?}", ask());
+        std::thread::yield_now();
+    }
+
+    let m = Mounted::new();
+    let ask = m.fs.ask.lock().unwrap().clone().unwrap();
+    assert_eq!(ask(), MountAtime::default(), "no option, so it is the filesystem's affair");
+    remount(m.root(), "remount,nosuid").unwrap();
+    assert_eq!(ask(), MountAtime::default());
+}
+
+#[test]
+fn opens_without_access_times_are_told_apart() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::new();
+    fs::write(m.path("a"), "x").unwrap();
+    fs::create_dir(m.path("d")).unwrap();
+    let quiet = |name: &str, more: i32| {
+        OpenOptions::new().read(true).custom_flags(libc::O_NOATIME | more).open(m.path(name)).unwrap()
+    };
+    let counts = || (m.fs.count("read_quietly"), m.fs.count("readdir_quietly"));
+    assert_eq!(fs::read(m.path("a")).unwrap(), b"x");
+    assert_eq!(fs::read_dir(m.path("d")).unwrap().count(), 0);
+    assert_eq!(counts(), (0, 0));
+    m.forget("a");
+    let mut buf = [0; 4];
+    assert_eq!(quiet("a", 0).read_at(&mut buf, 0).unwrap(), 1);
+    assert!(counts().0 > 0);
+    // the listing in the kernel's cache goes with a change of names
+    fs::write(m.path("d/b"), "").unwrap();
+    let d = quiet("d", libc::O_DIRECTORY);
+    let mut entries = [0u8; 1024];
+    // SAFETY: an open descriptor, and a buffer of the length given.
+    let len = unsafe { libc::syscall(libc::SYS_getdents64, d.as_raw_fd(), entries.as_mut_ptr(), entries.len()) };
+    assert!(len > 0 && counts().1 > 0, "{len} bytes of entries, {:?}", counts());
 }
 
 #[test]

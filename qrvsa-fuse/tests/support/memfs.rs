@@ -171,6 +171,7 @@ pub struct MemFs {
     pub last_disk: AtomicU64,
     /// How the mount is told of changes.
     pub tell: Mutex<Option<Tell>>,
+    pub ask: Mutex<Option<AskMount>>,
 }
 
 /// The time, later than ever before, whatever becomes of the machine's.
@@ -377,6 +378,7 @@ impl MemFs {
             disk: AtomicU64::new(0),
             last_disk: AtomicU64::new(0),
             tell: Mutex::new(None),
+            ask: Mutex::new(None),
             io_flusher: AtomicU64::new(0),
         }
     }
@@ -645,6 +647,27 @@ impl Operations for MemFs {
 
     fn on_change(&self, tell: Tell) {
         *self.tell.lock().unwrap() = Some(tell);
+    }
+
+    fn on_read(&self, ask: AskMount) {
+        *self.ask.lock().unwrap() = Some(ask);
+    }
+
+    fn read_quietly(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        drop(self.lock("read_quietly"));
+        self.read(ino, offset, buf)
+    }
+
+    fn readdir_quietly(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        drop(self.lock("readdir_quietly"));
+        self.readdir_until(ino, cookie, end, plus, emit)
     }
 
     fn release(&self, ino: Ino) {

@@ -78,6 +78,19 @@ fn changing_contents_clears_set_id() {
 }
 
 #[test]
+fn every_write_takes_capabilities() {
+    let fs = new_fs();
+    let f = owned(&fs, "f", 0o6755);
+    fs.write(f, 0, b"x", false, false).unwrap();
+    fails(fs.getxattr(f, CAP), Errno::ENODATA);
+    assert_eq!(mode(&fs, f), 0o6755, "who may keep set-id bits does");
+    let g = owned(&fs, "g", 0o755);
+    assert_eq!(fs.copy_range((f, 0), (g, 0), 1).unwrap(), 1);
+    fails(fs.getxattr(g, CAP), Errno::ENODATA);
+    clean(fs.store());
+}
+
+#[test]
 fn a_change_by_no_member_clears_set_group_id_without_group_execute() {
     let fs = new_fs();
     type Change = fn(&FileSystem<MemStore>, Caller, Ino);

@@ -1,5 +1,6 @@
 //! Tests of the filesystem on the in-memory store: by topic, against a plain model, and across crashes.
 
+mod access_times;
 mod attributes;
 mod concurrent;
 mod contents;
@@ -10,6 +11,7 @@ mod model;
 mod namespace;
 mod random;
 mod rename;
+mod space;
 mod xattrs;
 
 use std::sync::Arc;
