@@ -645,8 +645,8 @@ impl Inner {
             let seed = self.random.next_u64();
             self.perform("", &Action::Write(ino, i << 20, 1 << 20, seed))?;
             if was_full(self) != full {
-                if seed % 3 == 0 {
-                    self.perforate(ino, i << 20, seed % 2 == 0)?;
+                if seed.is_multiple_of(3) {
+                    self.perforate(ino, i << 20, seed.is_multiple_of(2))?;
                 }
                 self.fill_reserved()?;
                 for _ in 0..4 {
