@@ -366,7 +366,7 @@ impl Pool {
             if self.dirty_bytes() >= self.options.dirty_bytes_max() {
                 self.commit()?;
             }
-            self.make_room_for_rests()
+            self.make_room_for_rests(true)
         })?;
         if replayed.blocks > 0 {
             tracing::info!(pool = %self.name, blocks = replayed.blocks, entries, "intent log replayed");

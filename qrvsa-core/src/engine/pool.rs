@@ -286,27 +286,22 @@ impl Pool {
             || self.every_dataset().iter().any(|d| d.objects.has_work())
     }
 
-    /// Commits while the rests of records that were punched in part take half of what there is for them and more: their old
-    /// records come back one commit later than they are written.
+    /// Commits while the rests of records that were punched in part take more than half of what there is for them: their old
+    /// records come back one commit later than they are written. `at_any_price`: also where there is so little room that
+    /// each change would be a commit.
     ///
     /// # Errors
     /// As [`Pool::commit_up_to`].
-    pub(crate) fn make_room_for_rests(&self) -> Result<()> {
+    pub(crate) fn make_room_for_rests(&self, at_any_price: bool) -> Result<()> {
         // two records of the largest size
         let least = self.space.cost_blocks(256) * 2;
-        let crowded = |reserved: u64| {
-            let room = self.space.room_with_rests();
-            room.saturating_sub(reserved) < (room / 2).clamp(least, RESTS_BLOCKS_AHEAD)
-        };
-        let reserved = self.space.reserved();
-        if reserved == 0 || !crowded(reserved) {
-            return Ok(());
-        }
         for _ in 0..3 {
-            self.commit_now()?;
-            if !crowded(self.space.reserved()) {
+            let (room, reserved) = (self.space.room_with_rests(), self.space.reserved());
+            let crowded = room.saturating_sub(reserved) < (room / 2).clamp(least, RESTS_BLOCKS_AHEAD);
+            if reserved == 0 || !crowded || (room < least && !at_any_price) {
                 break;
             }
+            self.commit_now()?;
         }
         Ok(())
     }
@@ -445,7 +440,7 @@ impl Host for Pool {
             self.commit_now()?;
         }
         if intent == Intent::Shrink {
-            self.make_room_for_rests()?;
+            self.make_room_for_rests(false)?;
         }
         if intent == Intent::Grow {
             // room for the largest single write, or a reason to believe that a commit makes some

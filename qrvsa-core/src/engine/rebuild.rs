@@ -213,6 +213,8 @@ impl Pool {
         if old_serves {
             old.set_state(MemberState::Leaving, "being replaced");
         }
+        // until the columns are stored, an import reads the log on a device that gets no more of it
+        self.log.pause_until_commit();
         for group in self.space.groups() {
             let _io = group.io.write();
             if !group.columns.read().iter().any(|c| c.place.device == old.index) {

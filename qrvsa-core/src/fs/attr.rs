@@ -91,6 +91,10 @@ impl<S: Store> FileSystem<S> {
 
     /// `claimed`: the caller is who has claimed the file.
     pub(crate) fn change_attributes(&self, caller: Caller, ino: Ino, change: SetAttr, claimed: bool) -> Result<Attr> {
+        self.when_there_is_room(|| self.change_attributes_now(caller, ino, change, claimed))
+    }
+
+    fn change_attributes_now(&self, caller: Caller, ino: Ino, change: SetAttr, claimed: bool) -> Result<Attr> {
         let held = self.locks.exclusive(&[ino]);
         let mut inode = self.load(ino)?;
         let mut puts = Puts::with_capacity(2);

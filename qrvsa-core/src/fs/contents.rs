@@ -168,25 +168,28 @@ impl<S: Store> FileSystem<S> {
             Kill::Privileges => SetId::Clear { member: true },
             Kill::PrivilegesFor(caller) => SetId::clear_for(caller, inode),
         };
+        self.when_there_is_room(|| {
+            let mut changed = inode.clone();
+            let mut puts = Puts::with_capacity(2);
+            let killed = self.plan_kill_privileges(ino, &mut changed, set_id, &mut puts)?;
+            let log = if killed { Log::KeepContentFields } else { Log::WithObject };
+            let tx = self.store.begin(Intent::Grow)?;
+            self.plan_write(&tx, ino, &mut changed, offset, data, &mut puts)?;
+            let now = self.store.now_ns();
+            changed.mtime_ns = now;
+            changed.ctime_ns = now;
+            puts.push((inode_key(ino), Some(changed.encode().to_vec()), log));
+            self.publish(held, &tx, puts);
+            Ok(changed)
+        })
+    }
+
+    /// Makes a change in one transaction; while it finds no room and a commit may make some, again, a few times. The
+    /// transaction has ended when `change` returns: a commit waits for all of them.
+    pub(crate) fn when_there_is_room<T>(&self, change: impl Fn() -> Result<T>) -> Result<T> {
         let mut waited = 0;
         loop {
-            // the transaction ends with this block: a commit waits for all of them
-            let done = {
-                let mut changed = inode.clone();
-                let mut puts = Puts::with_capacity(2);
-                let killed = self.plan_kill_privileges(ino, &mut changed, set_id, &mut puts)?;
-                let log = if killed { Log::KeepContentFields } else { Log::WithObject };
-                let tx = self.store.begin(Intent::Grow)?;
-                self.plan_write(&tx, ino, &mut changed, offset, data, &mut puts).map(|()| {
-                    let now = self.store.now_ns();
-                    changed.mtime_ns = now;
-                    changed.ctime_ns = now;
-                    puts.push((inode_key(ino), Some(changed.encode().to_vec()), log));
-                    self.publish(held, &tx, puts);
-                    changed
-                })
-            };
-            match done {
+            match change() {
                 Err(e)
                     if e.kind() == ErrorKind::NoSpace && waited < WAITS_FOR_SPACE && self.store.space_may_return() =>
                 {

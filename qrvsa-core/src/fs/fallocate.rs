@@ -77,6 +77,10 @@ impl<S: Store> FileSystem<S> {
 
     /// Makes `zero` read as zeros and grows the file to at least `min_size`.
     fn reshape(&self, caller: Option<Caller>, ino: Ino, zero: Option<Range<u64>>, min_size: u64) -> Result<()> {
+        self.when_there_is_room(|| self.reshape_now(caller, ino, zero.clone(), min_size))
+    }
+
+    fn reshape_now(&self, caller: Option<Caller>, ino: Ino, zero: Option<Range<u64>>, min_size: u64) -> Result<()> {
         let held = self.locks.exclusive(&[ino]);
         let mut inode = self.load(ino)?;
         match inode.file_type() {

@@ -166,7 +166,7 @@ pub struct Capacity {
     /// Kept back so that deleting always works.
     pub reserve: u64,
     /// What dirty data may come to with the rests of records that were punched in part: all that is free for data, and half
-    /// of the reserve. The other half is for trees.
+    /// of what is held back of it. The other half is for trees.
     pub with_rests: u64,
 }
 
@@ -345,8 +345,8 @@ impl Space {
         let pending = alloc.freed_blocks;
         let meta_group = (1 + u64::from(self.geometry.parity)) * rows * k / columns;
         let reserve = (whole * 3 / 100).max(2 * meta_group).min(whole / 4);
-        // free rows of metadata groups serve as reserve first
-        let held_back = reserve.saturating_sub(meta_free);
+        // free rows of metadata groups serve as reserve first, but not for the rests of records
+        let held_back = reserve - meta_free.min(reserve / 2);
         let free = (free_zones + data_free).saturating_sub(held_back);
         let with_rests = (free_zones + data_free).saturating_sub(held_back / 2);
         let capacity = Capacity { total: whole.saturating_sub(fixed + reserve), free, pending, reserve, with_rests };

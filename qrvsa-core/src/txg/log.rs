@@ -330,6 +330,14 @@ impl IntentLog {
         Ok(())
     }
 
+    /// Acknowledges nothing more before a commit: the columns change, and the durable root names those that were. (The
+    /// commit of nothing new may leave that to the one after it.)
+    pub fn pause_until_commit(&self) {
+        let mut state = self.state.lock();
+        state.dropped = state.dropped.max(state.appended + 1);
+        self.changed.notify_all();
+    }
+
     /// Starts anew behind everything ever written, as `generation` (after a replay or at import).
     pub fn restart(&self, generation: u64) {
         let mut state = self.state.lock();

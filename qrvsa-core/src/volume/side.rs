@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::Volume;
+use super::{Volume, WAITS_FOR_SPACE};
 use crate::error::Result;
 use crate::fail;
 use crate::fs::store::Store;
@@ -49,8 +49,10 @@ impl Volume {
     pub(crate) fn forget_side(&self, range: Range<u64>) -> Result<()> {
         let _held = self.locks.shared(0..1);
         self.inside(0, 0)?;
-        let tx = self.dataset.begin(Intent::Shrink)?;
-        Store::punch(&*self.dataset, &tx, OBJECT, range)
+        self.when_there_is_room(WAITS_FOR_SPACE, || {
+            let tx = self.dataset.begin(Intent::Shrink)?;
+            Store::punch(&*self.dataset, &tx, OBJECT, range.clone())
+        })
     }
 
     /// Makes the blocks durable.

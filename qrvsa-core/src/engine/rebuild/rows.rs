@@ -85,8 +85,9 @@ impl Pool {
                 return self.rebuild_run(job, group, stale, row + half, count - half, late);
             }
             if owners.is_empty() {
-                let copies = stale.iter().all(|i| have[*i].is_some() || unanswered.contains(i));
-                if !unanswered.is_empty() && (copies || good + unanswered.len() >= width) {
+                // what may still be copied, or decoded with what may still come, is not given up
+                let copies = stale.iter().any(|i| unanswered.contains(i));
+                if copies || (!unanswered.is_empty() && good + unanswered.len() >= width) {
                     fail!(
                         Io,
                         "rows {row}+{count} of block group {}: only {good} of the {width} columns needed have been answered \

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::fs::ops::{Caller, NewNode, Operations, ROOT_INO, SetAttr};
+use crate::fs::{FileSystem, Options as FsOptions};
 use crate::volume::{Spec, Volume};
 
 const PIECE: u64 = 64 << 10;
@@ -92,4 +94,37 @@ fn a_hole_in_every_record_of_a_full_pool_suspends_nothing() {
         }
         world.check();
     }
+}
+
+/// What a reserved volume gives back is promised to it at once, but can be used a commit later only.
+#[test]
+fn a_file_can_be_cut_in_a_full_pool_when_a_reserved_volume_has_just_given_space_back() {
+    let world = World::new(geometry(2, 1), 3, 96, 23);
+    let spec = Spec { size_bytes: 24 << 20, block_bytes: 512, record_bytes: 16 << 10, reserve: true };
+    world.pool().create_volume("r", &spec).unwrap();
+    let reserved = world.pool().open_volume("r").unwrap();
+    for at in (0..spec.size_bytes).step_by(PIECE as usize) {
+        reserved.write(at, &pattern(at, PIECE as usize), false).unwrap();
+    }
+    let fs = FileSystem::open(world.dataset(), FsOptions::default()).unwrap();
+    let caller = Caller { uid: 0, gid: 0, pid: 0 };
+    let node = NewNode { mode: libc::S_IFREG | 0o644, umask: 0, rdev: 0 };
+    let file = fs.mknod(caller, ROOT_INO, b"f", node).unwrap().ino;
+    let mut size = 0;
+    while fs.write(file, size, &pattern(size, PIECE as usize), false, false).is_ok() {
+        size += PIECE;
+    }
+    for _ in 0..4 {
+        world.pool().commit().unwrap();
+    }
+    reserved.discard(0, spec.size_bytes).unwrap();
+    world.pool().commit().unwrap();
+    for _ in 0..20 {
+        size -= 128 << 10;
+        let cut = SetAttr { size: Some(size + 5000), ..SetAttr::default() };
+        fs.setattr(caller, file, cut).unwrap_or_else(|e| panic!("cut at {size}: {e}"));
+    }
+    world.pool().commit().unwrap();
+    assert!(world.pool().suspended().is_none());
+    world.check();
 }

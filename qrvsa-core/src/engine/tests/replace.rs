@@ -221,3 +221,33 @@ fn what_was_repaired_during_a_replacement_is_not_overwritten_by_the_rot_it_was_r
     assert_eq!(world.scrub(), (0, 0, 0));
     compare(&world, &files);
 }
+
+/// Between the change of columns and the commit of it, an import reads the log on the old ones.
+#[test]
+fn the_log_acknowledges_nothing_while_its_columns_change() {
+    let world = World::new(geometry(1, 1), 2, 80, 45);
+    world.pool().commit().unwrap();
+    world.write(1, 0, &pattern(1, 4096));
+    world.fsync(1);
+    let committed = world.pool().committed_txg();
+    world.write(1, 4096, &pattern(2, 4096));
+    world.fsync(1);
+    assert_eq!(world.pool().committed_txg(), committed, "by the log");
+    world.pool().log.pause_until_commit();
+    world.write(1, 8192, &pattern(3, 4096));
+    world.fsync(1);
+    assert!(world.pool().committed_txg() > committed, "by a commit");
+    let committed = world.pool().committed_txg();
+    world.write(1, 0, &pattern(4, 4096));
+    world.fsync(1);
+    assert_eq!(world.pool().committed_txg(), committed, "by the log again");
+    // also when the commit had nothing new
+    world.pool().log.pause_until_commit();
+    world.pool().commit().unwrap();
+    let committed = world.pool().committed_txg();
+    for seed in 5..8 {
+        world.write(1, 0, &pattern(seed, 4096));
+        world.fsync(1);
+    }
+    assert!(world.pool().committed_txg() <= committed + 1, "one commit more at most");
+}
