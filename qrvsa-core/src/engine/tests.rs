@@ -22,6 +22,7 @@ mod cache;
 mod full;
 mod hostile;
 mod replace;
+mod replay;
 mod share;
 mod slow;
 mod volumes;
