@@ -166,7 +166,7 @@ fn a_new_device_that_dies_during_the_replacement_does_not_stop_the_pool() {
 }
 
 #[test]
-fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more() {
+fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_neither_a_source_nor_a_member_any_more() {
     let world = World::new(geometry(2, 1), 3, 80, 23);
     let mut files = fill(&world, 2000, 20);
     world.pool().commit().unwrap();
@@ -177,7 +177,8 @@ fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more(
     world.pool().commit().unwrap();
     world.disks[0].1.reappear();
     let candidate = Candidate::new(world.disks[0].0.clone()).unwrap();
-    world.pool().online("disk0", candidate).unwrap();
+    let error = world.pool().online("disk0", candidate).unwrap_err();
+    assert!(error.to_string().contains("was replaced"), "{error}");
     let job = world.rebuild();
     assert_eq!(job.state(), JobState::Finished, "{}", job.message());
     assert_eq!(world.scrub(), (0, 0, 0), "what the returned device missed was not taken from it");
