@@ -298,9 +298,9 @@ fn of_two_that_take_a_session_over_the_last_has_it() {
     // That both wait is not known; it must be right whether they do or not.
     std::thread::sleep(Duration::from_millis(200));
     bench.device.release(1);
-    let heirs: Vec<_> = heirs.into_iter().map(|heir| heir.join().unwrap()).collect();
+    let mut heirs: Vec<_> = heirs.into_iter().map(|heir| heir.join().unwrap()).collect();
     let mut working = 0;
-    for (status, mut heir) in heirs {
+    for (status, heir) in &mut heirs {
         assert!(matches!(status, None | Some(0)), "{status:04x?}");
         let (_, head) = heir.command_head(NONE, 0, &[0xc4, 1]);
         let bytes = heir.bytes_of(head.word(24, heir.cmd_sn), &[], &[]);
