@@ -191,15 +191,16 @@ pub struct Limits {
     /// Connections altogether.
     pub connections_max: usize,
     /// Data-out held for commands that wait for more of it, over all sessions. Beyond, no more is asked for; beyond twice
-    /// that, commands get TASK SET FULL.
+    /// that, commands get TASK SET FULL. As much again is kept for the next commands while some come.
     pub data_out_bytes_max: u64,
     /// Data-out of one command.
     pub command_bytes_max: u32,
     /// Data-in that waits for one slow reader.
     pub data_in_bytes_max: usize,
-    /// Time without any progress in sending to an initiator, or in data-out asked of it, after which it is dropped.
+    /// Time without any progress in sending to an initiator, or with less than 64 KiB of the data-out asked of it, after which it is
+    /// dropped.
     pub stall_timeout: Duration,
-    /// Threads for commands that wait.
+    /// Threads for commands that wait. Beyond, a logical unit still gets up to eight when others have taken all.
     pub workers_max: usize,
 }
 
@@ -211,7 +212,7 @@ impl Default for Limits {
             login_timeout: Duration::from_secs(15),
             connections_max: 4096,
             data_out_bytes_max: 256 << 20,
-            command_bytes_max: 64 << 20,
+            command_bytes_max: 16 << 20,
             data_in_bytes_max: 16 << 20,
             stall_timeout: Duration::from_secs(60),
             workers_max: 32,

@@ -207,10 +207,22 @@ fn wrong_data_out_fails_its_command_alone() {
     // The rest of unsolicited data of a command that failed is thrown away.
     let tag = i.command(WRITE & !0x80, 8192, &write10(0, 16), &[]);
     i.data_out(tag, NO, 5, 0, false, &[1; 512]);
-    assert_eq!(i.finish(tag).0.sense(), (11, 0x47, 5));
+    i.ping(); // It is answered behind the last of its data (RFC 7143 11.4.2).
     i.data_out(tag, NO, 6, 512, true, &[1; 512]);
+    assert_eq!(i.finish(tag).0.sense(), (11, 0x47, 5));
     i.data_out(tag, NO, 7, 512, true, &[1; 512]);
     ok(&mut i);
+    // Also when several sequences are under way.
+    let mut two = bench.session_of("iqn.2026-01.test:two", &[("MaxBurstLength", "4096"), ("MaxOutstandingR2T", "2")]);
+    let tag = two.command(WRITE, 8192, &write10(0, 16), &[]);
+    let asked = [two.receive().unwrap(), two.receive().unwrap()];
+    two.data_out(tag, asked[0].word(20), 3, 0, false, &[1; 512]);
+    two.ping();
+    two.data_out(tag, asked[1].word(20), 0, 4096, true, &[1; 4096]);
+    two.ping();
+    two.data_out(tag, asked[0].word(20), 4, 512, true, &[1; 3584]);
+    assert_eq!(two.finish(tag).0.sense(), (11, 0x47, 5));
+    ok(&mut two);
     // More immediate data than the first burst.
     assert_eq!(i.run(WRITE, 8192, &write10(0, 16), &[1; 8192]).0.sense(), (11, 0x0c, 0x0c));
     // Data with a read.
@@ -219,6 +231,7 @@ fn wrong_data_out_fails_its_command_alone() {
     let mut strict = bench.session(&[("InitialR2T", "Yes"), ("ImmediateData", "No")]);
     assert_eq!(strict.run(WRITE, 512, &write10(0, 1), &[1; 512]).0.sense(), (11, 0x0c, 0x0c));
     let tag = strict.command(WRITE & !0x80, 512, &write10(0, 1), &[]);
+    strict.data_out(tag, NO, 0, 0, true, &[1; 512]);
     assert_eq!(strict.finish(tag).0.sense(), (11, 0x0c, 0x0c));
 }
 

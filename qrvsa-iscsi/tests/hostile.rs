@@ -209,16 +209,11 @@ fn unasked_data_beyond_the_bound_gets_task_set_full() {
     for _ in 0..4 {
         tags.push(i.command(WRITE & !0x80, 65_536, &write10(0, 128), &[]));
     }
-    // Two fit; the others are told so, and their data is thrown away.
-    for expected in &tags[2..] {
-        let (end, _) = i.finish(*expected);
-        assert_eq!(end.status(), 0x28);
-    }
-    for tag in &tags {
+    i.ping();
+    // Two fit; the others are told, behind their data, that they did not when they came.
+    for (n, tag) in tags.iter().enumerate() {
         i.data_out(*tag, u32::MAX, 0, 0, true, &[3; 65_536]);
-    }
-    for tag in &tags[..2] {
-        assert_eq!(i.finish(*tag).0.status(), 0);
+        assert_eq!(i.finish(*tag).0.status(), if n < 2 { 0 } else { 0x28 });
     }
     works(&mut i);
 }
@@ -348,19 +343,134 @@ fn commands_ahead_of_a_gap_take_little_memory() {
 }
 
 #[test]
-fn refused_commands_whose_data_never_comes_are_counted() {
+fn refused_commands_whose_data_never_comes_are_bounded_and_have_their_time() {
     let bench = Bench::new();
     let mut i = bench.session(&[("InitialR2T", "Yes")]);
     for _ in 0..2000 {
         let (_, head) = i.command_head(WRITE & 0x7f, 512, &write10(0, 1));
         let bytes = i.bytes_of(head.word(24, i.cmd_sn), &[], &[]);
         i.cmd_sn += 1;
-        if i.stream.write_all(&bytes).is_err() || i.receive().is_err() {
-            break;
-        }
+        i.stream.write_all(&bytes).unwrap();
     }
+    // They wait for the end of their data, which takes room in the window.
+    let pdu = i.ping();
+    assert_eq!(pdu.word(28), pdu.word(32).wrapping_add(1));
+    assert_eq!(bench.service.sessions(TARGET).unwrap()[0].connections[0].commands_outstanding, 128);
+    bench.service.advance_clock(Duration::from_secs(61));
     assert!(i.closed());
     bench.until_sessions(0);
+}
+
+#[test]
+fn a_writer_that_sends_next_to_nothing_is_dropped() {
+    let bench = Bench::with(|l| l.stall_timeout = Duration::from_secs(10_000), |_| ());
+    let mut i = bench.session(&[]);
+    let tag = i.command(WRITE, 1 << 20, &write10(0, 2048), &[]);
+    let r2t = i.receive().unwrap();
+    bench.service.advance_clock(Duration::from_secs(6000));
+    i.data_out(tag, r2t.word(20), 0, 0, false, &[1]);
+    i.ping();
+    bench.service.advance_clock(Duration::from_secs(6000));
+    assert!(i.closed());
+    bench.until_sessions(0);
+}
+
+#[test]
+fn a_writer_that_does_not_go_on_keeps_nobody_from_writing() {
+    let bench = Bench::with(
+        |l| {
+            l.data_out_bytes_max = 4 << 20;
+            l.stall_timeout = Duration::from_secs(10_000);
+        },
+        |_| (),
+    );
+    let mut hog = bench.session_of("iqn.hog", &[("MaxBurstLength", "1048576")]);
+    for _ in 0..8 {
+        hog.command(WRITE, 1 << 20, &write10(0, 2048), &[]);
+    }
+    for _ in 0..5 {
+        assert_eq!(hog.receive().unwrap().opcode(), 0x31);
+    }
+    let data = pattern(1 << 20, 9);
+    let mut i = bench.session(&[("MaxBurstLength", "1048576")]);
+    for _ in 0..3 {
+        let tag = i.command(WRITE, 1 << 20, &write10(0, 2048), &[]);
+        let r2t = i.receive().unwrap();
+        assert_eq!((r2t.opcode(), r2t.word(44)), (0x31, 1 << 20));
+        for (n, part) in data.chunks(256 << 10).enumerate() {
+            let n = u32::try_from(n).unwrap();
+            i.data_out(tag, r2t.word(20), n, n << 18, n == 3, part);
+        }
+        assert_eq!(i.finish(tag).0.status(), 0);
+    }
+    assert_eq!(bench.device.medium.lock()[..1 << 20], data);
+}
+
+#[test]
+fn a_unit_that_hangs_holds_up_no_other() {
+    let bench = Bench::with(|l| l.workers_max = 2, |_| ());
+    let slow = |i: &mut Initiator, lun: u8| {
+        let (tag, head) = i.command_head(NONE, 0, &[0xc0]);
+        i.send_numbered(head.lun(lun), &[]);
+        tag
+    };
+    let mut i = bench.session(&[]);
+    // It is known to be slow from now on.
+    let tag = slow(&mut i, 2);
+    bench.device.until_waiting(1);
+    i.ping();
+    bench.device.release(1);
+    assert_eq!(i.finish(tag).0.status(), 0);
+    let mut hog = bench.session_of("iqn.hog", &[]);
+    for _ in 0..10 {
+        slow(&mut hog, 1);
+    }
+    // One on the connection's own thread, two on others.
+    bench.device.until_waiting(3);
+    slow(&mut i, 2);
+    bench.device.until_waiting(4);
+    // Who waits for the unit that hangs, and has not begun, can leave.
+    let mut late = bench.session_of("iqn.late", &[]);
+    let first = slow(&mut late, 3);
+    bench.device.until_waiting(5);
+    late.ping();
+    for _ in 0..3 {
+        slow(&mut late, 1);
+    }
+    late.ping();
+    let request = late.tag();
+    late.send(Head::new(0x42, 0x81).lun(1).word(16, request).word(20, first + 2).word(24, late.cmd_sn), &[]);
+    let pdu = late.receive().unwrap();
+    assert_eq!((pdu.opcode(), pdu.bhs.task_tag(), pdu.bhs.0[2]), (0x22, request, 0));
+    late.ping();
+    let outstanding = |name: &str| {
+        let sessions = bench.service.sessions(TARGET).unwrap();
+        sessions.iter().find(|s| s.initiator_name == name).unwrap().connections[0].commands_outstanding
+    };
+    assert_eq!(outstanding("iqn.late"), 3, "the aborted one is gone");
+}
+
+#[test]
+fn who_waits_for_a_unit_that_hangs_can_leave() {
+    let bench = Bench::with(|l| l.workers_max = 2, |_| ());
+    let mut late = bench.session_of("iqn.late", &[]);
+    let tag = late.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    late.ping();
+    bench.device.release(1);
+    assert_eq!(late.finish(tag).0.status(), 0);
+    let mut hog = bench.session_of("iqn.hog", &[]);
+    for _ in 0..10 {
+        hog.command(NONE, 0, &[0xc0], &[]);
+    }
+    bench.device.until_waiting(3);
+    for _ in 0..5 {
+        late.command(NONE, 0, &[0xc0], &[]);
+    }
+    late.ping();
+    drop(late);
+    bench.until_sessions(1);
+    assert_eq!(bench.device.waiting.load(Ordering::SeqCst), 3);
 }
 
 #[test]

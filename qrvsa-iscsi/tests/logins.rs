@@ -4,13 +4,14 @@
 
 mod support;
 
+use std::io::Write;
 use std::time::Duration;
 
 use qrvsa_iscsi::config::{Account, AclRule, DiscoveryConfig, Redirect, Secret, TargetConfig, TargetState, Users};
 use qrvsa_iscsi::login::chap::Algorithm;
 use qrvsa_iscsi::pdu::text;
 use qrvsa_iscsi::service::ErrorKind;
-use support::{Bench, Device, Head, Initiator, NONE, READ, TARGET, read10};
+use support::{Bench, Device, Head, Initiator, NONE, READ, TARGET, read10, until};
 
 fn account(name: &str, secret: &str) -> Account {
     Account { name: name.into(), secret: Secret::new(secret).unwrap() }
@@ -250,6 +251,66 @@ fn the_administrator_ends_sessions_and_targets() {
     assert!(i.closed());
     assert_eq!(bench.connect().login(&[]), 0x0203);
     assert_eq!(bench.device.lost.lock().len(), 2);
+}
+
+#[test]
+fn what_storage_holds_on_to_is_not_said_to_be_over() {
+    let bench = Bench::new();
+    let mut i = bench.session(&[]);
+    i.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let sid = bench.service.sessions(TARGET).unwrap()[0].sid;
+    let service = bench.service.clone();
+    let dropping = std::thread::spawn(move || service.drop_session(TARGET, sid));
+    assert!(i.closed());
+    // Both wait for ten seconds and more.
+    let gone = bench.service.remove_target(TARGET, true).unwrap_err();
+    let dropped = dropping.join().unwrap().unwrap_err();
+    assert_eq!((gone.kind, dropped.kind), (ErrorKind::Busy, ErrorKind::Busy));
+    assert!(gone.text.contains("1 of its sessions"), "{gone}");
+    assert!(dropped.text.contains(&format!("session {sid}")), "{dropped}");
+    assert_eq!(bench.service.target(TARGET).unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[test]
+fn of_two_that_take_a_session_over_the_last_has_it() {
+    let bench = Bench::new();
+    let mut old = bench.session(&[]);
+    old.command(NONE, 0, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let heirs: Vec<_> = (0..2)
+        .map(|_| {
+            let mut heir = bench.connect();
+            (heir.tsih, heir.cmd_sn) = (old.tsih, old.cmd_sn);
+            std::thread::spawn(move || {
+                let name = heir.name.clone();
+                let mut keys = Vec::new();
+                for (key, value) in [("InitiatorName", name.as_str()), ("TargetName", TARGET)] {
+                    text::push(&mut keys, key, value);
+                }
+                heir.send(heir.login_head(0x87), &keys);
+                // Who is replaced at once may not even be answered.
+                let status = heir.receive().ok().map(|pdu| u16::from_be_bytes([pdu.bhs.0[36], pdu.bhs.0[37]]));
+                (status, heir)
+            })
+        })
+        .collect();
+    // That both wait is not known; it must be right whether they do or not.
+    std::thread::sleep(Duration::from_millis(200));
+    bench.device.release(1);
+    let mut heirs: Vec<_> = heirs.into_iter().map(|heir| heir.join().unwrap()).collect();
+    let mut working = 0;
+    for (status, heir) in &mut heirs {
+        assert!(matches!(status, None | Some(0)), "{status:04x?}");
+        let (_, head) = heir.command_head(NONE, 0, &[0xc4, 1]);
+        let bytes = heir.bytes_of(head.word(24, heir.cmd_sn), &[], &[]);
+        // Whether it is heard shows in the answer.
+        let _ = heir.stream.write_all(&bytes);
+        working += usize::from(heir.receive().is_ok());
+    }
+    assert_eq!(working, 1);
+    until(|| bench.service.connections() == 1);
+    assert!(bench.device.lost.lock().is_empty());
 }
 
 #[test]

@@ -14,11 +14,12 @@ use super::attention::Attention;
 use super::call::{Call, Refusal};
 use super::config::UnitConfig;
 use super::copy;
+use super::limits::TRANSFER_BYTES_MAX;
 use super::mode::Pages;
 use super::sanitize::{self, record::Keeper};
 use super::sense::{self, Sense};
 use super::stats::{self, UnitStats};
-use super::table::{self, MEDIUM, NOW, PAST_ATTENTION, Unknown, WRITES};
+use super::table::{self, DataOut, MEDIUM, NOW, PAST_ATTENTION, Unknown, WRITES};
 use super::unit::{EJECTED, Shape, Unit};
 use super::{
     Command, DeviceServer, Management, ManagementAnswer, Nexus, Persistence, Response, TaskEnd, capacity, inquiry, lun,
@@ -602,7 +603,12 @@ impl DeviceServer for TargetUnits {
         let cdb = pad(cdb);
         let units = self.units.load();
         match (table::find(&cdb), lun::decode(lun).and_then(|n| units.get(&n))) {
-            (Ok(entry), Some(unit)) => entry.data_out_bytes(&cdb, u64::from(unit.shape().block)),
+            (Ok(entry), Some(unit)) => {
+                let bytes = entry.data_out_bytes(&cdb, u64::from(unit.shape().block));
+                let blocks = matches!(entry.data_out, DataOut::Blocks | DataOut::Fn(_));
+                // A transfer that is too long is refused, for which its data need not come.
+                if blocks && bytes > TRANSFER_BYTES_MAX { 0 } else { bytes }
+            }
             _ => 0,
         }
     }

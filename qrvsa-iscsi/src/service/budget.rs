@@ -2,6 +2,8 @@
 //!
 //! Data that was not asked for is taken up to twice the bound; asking for data stops at the bound, and goes on when memory comes
 //! back. Tasks that hold a part and wait for the rest must not wait for each other: one of them may always go beyond the bound.
+//! Nor must a session wait for the writes of others, which may be slow: as long as it was given nothing it may go halfway
+//! beyond the bound, and who has more than a quarter of all gets no more while others wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +25,8 @@ pub(crate) struct Reservation {
     budget: Arc<Budget>,
     bytes: u64,
     beyond: bool,
+    /// Who asked for it, and for how much of it.
+    holder: Option<(Arc<Mailbox>, u64)>,
 }
 
 impl Budget {
@@ -43,7 +47,7 @@ impl Budget {
             (sum <= limit || used == 0).then_some(sum)
         };
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).ok()?;
-        Some(Reservation { budget: Arc::clone(self), bytes, beyond: false })
+        Some(Reservation { budget: Arc::clone(self), bytes, beyond: false, holder: None })
     }
 
     /// The one that may go beyond.
@@ -52,7 +56,7 @@ impl Budget {
             return None;
         }
         self.used.fetch_add(bytes, Ordering::SeqCst);
-        Some(Reservation { budget: Arc::clone(self), bytes, beyond: true })
+        Some(Reservation { budget: Arc::clone(self), bytes, beyond: true, holder: None })
     }
 
     /// For data that comes unasked.
@@ -61,18 +65,35 @@ impl Budget {
     }
 
     /// For data to be asked for. On `None`, the mailbox gets [`Event::MemoryFree`] when it is worth another try.
-    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64, waiter: &Arc<Mailbox>) -> Option<Reservation> {
-        if let Some(taken) = self.take(bytes, self.bytes_max).or_else(|| self.go_beyond(bytes)) {
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64, holder: &Arc<Mailbox>) -> Option<Reservation> {
+        if let Some(taken) = self.try_reserve(bytes, holder) {
             return Some(taken);
         }
         let mut waiters = self.waiters.lock();
-        if !waiters.iter().any(|w| Arc::ptr_eq(w, waiter)) {
-            waiters.push(Arc::clone(waiter));
+        if !waiters.iter().any(|w| Arc::ptr_eq(w, holder)) {
+            waiters.push(Arc::clone(holder));
         }
         self.anybody_waits.store(true, Ordering::SeqCst);
         drop(waiters);
         // What was given back between the two must not be missed.
-        self.take(bytes, self.bytes_max).or_else(|| self.go_beyond(bytes))
+        self.try_reserve(bytes, holder)
+    }
+
+    fn try_reserve(self: &Arc<Self>, bytes: u64, holder: &Arc<Mailbox>) -> Option<Reservation> {
+        // Only its own thread adds to it.
+        let has = holder.data_out_bytes.load(Ordering::SeqCst);
+        if has > 0 && has.saturating_add(bytes) > self.bytes_max / 4 && self.others_wait(holder) {
+            return None;
+        }
+        let limit = if has == 0 { self.bytes_max.saturating_add(self.bytes_max / 2) } else { self.bytes_max };
+        let mut taken = self.take(bytes, limit).or_else(|| self.go_beyond(bytes))?;
+        holder.data_out_bytes.fetch_add(bytes, Ordering::SeqCst);
+        taken.holder = Some((Arc::clone(holder), bytes));
+        Some(taken)
+    }
+
+    fn others_wait(&self, holder: &Arc<Mailbox>) -> bool {
+        self.anybody_waits.load(Ordering::SeqCst) && self.waiters.lock().iter().any(|w| !Arc::ptr_eq(w, holder))
     }
 
     fn release(&self, bytes: u64) {
@@ -91,11 +112,12 @@ impl Budget {
 }
 
 impl Reservation {
-    /// This and another one as one.
+    /// This, which nobody had to ask for, and another one as one.
     pub(crate) fn joined(mut self, other: Option<Reservation>) -> Reservation {
         if let Some(mut other) = other {
             self.bytes += std::mem::take(&mut other.bytes);
             self.beyond |= std::mem::take(&mut other.beyond);
+            self.holder = other.holder.take();
         }
         self
     }
@@ -103,6 +125,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if let Some((holder, bytes)) = self.holder.take() {
+            holder.data_out_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        }
         if self.beyond {
             self.budget.beyond.store(false, Ordering::SeqCst);
         }
@@ -132,5 +157,50 @@ mod tests {
         assert!(budget.reserve(30, &mailbox).is_some(), "one is always possible");
         drop(forced);
         assert_eq!(budget.used.load(Ordering::SeqCst), 0);
+        assert_eq!(mailbox.data_out_bytes.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn who_has_much_does_not_keep_out_who_has_nothing() {
+        let budget = Budget::new(100);
+        let [greedy, modest, third] = [(); 3].map(|()| Mailbox::new().unwrap());
+        // Alone it may have all, and one more.
+        let mut all: Vec<_> = (0..11).map(|_| budget.reserve(10, &greedy).unwrap()).collect();
+        assert!(budget.reserve(10, &greedy).is_none());
+        let own = budget.reserve(10, &modest).unwrap();
+        assert!(budget.reserve(10, &modest).is_none(), "one at a time");
+        // What comes back is for who waits.
+        for _ in 0..2 {
+            all.remove(0);
+            assert!(budget.reserve(10, &modest).is_none());
+        }
+        all.truncate(5);
+        let more = budget.reserve(10, &modest).unwrap();
+        assert!(budget.reserve(50, &third).is_some());
+        let (full, waits) = (budget.force(100), budget.reserve(50, &third));
+        assert!(full.is_some() && waits.is_some(), "beyond the bound, one of all");
+        drop((waits, full));
+        let joined = own.joined(None);
+        drop((joined, more, all));
+        assert_eq!(budget.used.load(Ordering::SeqCst), 0);
+        for mailbox in [&greedy, &modest, &third] {
+            assert_eq!(mailbox.data_out_bytes.load(Ordering::SeqCst), 0);
+        }
+    }
+
+    #[test]
+    fn no_more_than_a_share_while_others_wait() {
+        let budget = Budget::new(100);
+        let [greedy, modest] = [(); 2].map(|()| Mailbox::new().unwrap());
+        let all: Vec<_> = (0..11).map(|_| budget.reserve(10, &greedy).unwrap()).collect();
+        let own = budget.reserve(10, &modest).unwrap();
+        assert!(budget.reserve(10, &modest).is_none());
+        // There is room again, but the other one waits.
+        budget.used.fetch_sub(60, Ordering::SeqCst);
+        assert!(budget.reserve(10, &greedy).is_none());
+        assert!(budget.reserve(10, &modest).is_some());
+        budget.used.fetch_add(60, Ordering::SeqCst);
+        drop((all, own));
+        assert!(budget.reserve(10, &greedy).is_some());
     }
 }

@@ -7,7 +7,7 @@ mod error;
 mod gate;
 mod portal;
 mod target;
-mod workers;
+pub(crate) mod workers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +30,7 @@ use crate::config::{DiscoveryConfig, IscsiName, Limits, TargetConfig};
 use crate::info::{PortalInfo, SessionInfo, TargetInfo};
 use crate::name::PortalAddress;
 use crate::scsi::DeviceServer;
+use crate::session::buffers::Store;
 use crate::session::mailbox::{Event, Mailbox};
 use crate::session::parked::{Parking, Watchdog};
 
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Gate,
     pub(crate) workers: Arc<Workers>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) buffers: Arc<Store>,
     pub(crate) clock: Clock,
     pub(crate) watchdog: Arc<Watchdog>,
     /// Mailboxes of all connections in the full feature phase.
@@ -77,6 +79,7 @@ impl Service {
             gate: Gate::new(limits.half_open_max),
             workers: Workers::new(limits.workers_max),
             budget: Budget::new(limits.data_out_bytes_max),
+            buffers: Store::new(usize::try_from(limits.data_out_bytes_max).unwrap_or(usize::MAX)),
             clock: Clock::default(),
             watchdog: Arc::default(),
             connections: Mutex::default(),
@@ -183,7 +186,8 @@ impl Service {
     /// Takes a target away.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] when it has sessions and `force` is not given.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] when it has sessions and `force` is not given, and when it is gone, but storage
+    /// that hangs still has commands of its sessions.
     pub fn remove_target(&self, name: &str, force: bool) -> Result<()> {
         let mut targets = self.inner.targets.write();
         let target = targets.get(&key(name)?).cloned().ok_or_else(|| no_target(name))?;
@@ -196,8 +200,16 @@ impl Service {
         }
         targets.remove(&key(name)?);
         drop(targets);
-        target.remove();
-        Ok(())
+        match target.remove() {
+            0 => Ok(()),
+            left => {
+                let text = format!(
+                    "the target {name} is gone, but {left} of its sessions still have commands in its storage; \
+                     they end when those do, look at what it stands on"
+                );
+                Err(ServiceError::new(ErrorKind::Busy, text))
+            }
+        }
     }
 
     /// All targets, by name.
@@ -225,7 +237,7 @@ impl Service {
     /// Ends a session: its connections are closed, its tasks aborted.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`].
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] when storage that hangs still has commands of it.
     pub fn drop_session(&self, name: &str, sid: u64) -> Result<()> {
         self.inner.target(name)?.drop_session(sid)
     }
@@ -233,7 +245,7 @@ impl Service {
     /// Closes a connection.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`].
+    /// As of [`Service::drop_session`].
     pub fn drop_connection(&self, name: &str, sid: u64, cid: u16) -> Result<()> {
         self.inner.target(name)?.drop_connection(sid, cid)
     }
@@ -322,6 +334,11 @@ impl Inner {
         }
         connections.push(Arc::clone(mailbox));
         true
+    }
+
+    /// Counts a connection in that takes the place of another one.
+    pub(crate) fn connection_replaced(&self, mailbox: &Arc<Mailbox>) {
+        self.connections.lock().push(Arc::clone(mailbox));
     }
 
     pub(crate) fn connection_closed(&self, mailbox: &Arc<Mailbox>) {

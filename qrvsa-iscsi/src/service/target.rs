@@ -14,6 +14,7 @@ use crate::scsi::{DeviceServer, Nexus, TaskEnd};
 use crate::session::enter::Entry;
 use crate::session::mailbox::Event;
 use crate::session::shared::Session;
+use crate::session::sweep::Fate;
 use crate::session::task::TaskControl;
 
 #[derive(Default)]
@@ -150,6 +151,12 @@ impl Target {
                 nexuses.is_none_or(|list| list.iter().any(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus));
             let spared = spare.is_some_and(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus);
             if meant && !spared {
+                // Another session has it done; otherwise the unit itself refuses what comes too late.
+                if nexuses.is_some() || spare.is_some() {
+                    let fate = if nexuses.is_some() { Fate::Told } else { Fate::Silent };
+                    session.sweeps.add(lun, fate);
+                    session.mailbox.post(Event::TasksEnded);
+                }
                 let (news, running) =
                     session.end_some(&|task| lun.is_none_or(|lun| lun_number(task.lun) == lun_number(lun)));
                 self.dying.lock().extend(running);
@@ -162,10 +169,10 @@ impl Target {
     }
 
     /// Ended tasks that are not finished.
-    pub(crate) fn take_dying(&self) -> Vec<Arc<TaskControl>> {
+    pub(crate) fn dying(&self, which: impl Fn(&TaskControl) -> bool) -> Vec<Arc<TaskControl>> {
         let mut dying = self.dying.lock();
         dying.retain(|task| task.running());
-        dying.clone()
+        dying.iter().filter(|task| which(task)).cloned().collect()
     }
 
     /// A task that was ended has finished: answers may wait for it, in any session.
@@ -193,15 +200,21 @@ impl Target {
         self.list().iter().map(|s| s.info()).collect()
     }
 
-    fn close_session(&self, session: &Session) {
+    fn close_session(&self, session: &Session) -> Result<(), ServiceError> {
         session.mailbox.post(Event::Close("closed by the administrator".into()));
-        session.wait_ended(PATIENCE);
+        if session.wait_ended(PATIENCE) {
+            return Ok(());
+        }
+        let text = format!(
+            "session {} is closed, but still has commands in its storage; it ends when they do, look at what that stands on",
+            session.sid()
+        );
+        Err(ServiceError::new(ErrorKind::Busy, text))
     }
 
     pub(crate) fn drop_session(&self, sid: u64) -> Result<(), ServiceError> {
         let session = self.find(&|s| s.sid() == sid).ok_or_else(|| no_session(sid))?;
-        self.close_session(&session);
-        Ok(())
+        self.close_session(&session)
     }
 
     pub(crate) fn drop_connection(&self, sid: u64, cid: u16) -> Result<(), ServiceError> {
@@ -210,8 +223,7 @@ impl Target {
             let text = format!("session {sid} has no connection {cid}");
             return Err(ServiceError::new(ErrorKind::NotFound, text));
         }
-        self.close_session(&session);
-        Ok(())
+        self.close_session(&session)
     }
 
     pub(crate) fn report_lun_event(&self, lun: [u8; 8], sense: &[u8]) {
@@ -226,8 +238,8 @@ impl Target {
         }
     }
 
-    /// Lets nobody in any more, tells all sessions, and waits for their end.
-    pub(crate) fn remove(&self) {
+    /// Lets nobody in any more, tells all sessions, and waits for their end: how many have not ended.
+    pub(crate) fn remove(&self) -> usize {
         let list = {
             let mut sessions = self.sessions.lock();
             sessions.gone = true;
@@ -240,6 +252,7 @@ impl Target {
         self.wait_empty(Duration::from_secs(2));
         self.close_sessions("the target was removed");
         self.wait_empty(PATIENCE);
+        self.session_count()
     }
 
     fn wait_empty(&self, patience: Duration) {

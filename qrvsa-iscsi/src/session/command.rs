@@ -13,9 +13,8 @@ use crate::scsi::{Command, Response, TaskAttribute};
 
 /// SCSI status TASK SET FULL.
 const TASK_SET_FULL: u8 = 0x28;
-/// Buffers that are kept for the next commands, and their length in bytes altogether.
-const FREE_BUFFERS_MAX: usize = 32;
-const FREE_BUFFER_BYTES_MAX: usize = 1 << 20;
+/// Bytes of data-out in which a connection has got on.
+const PROGRESS_BYTES: usize = 64 << 10;
 
 fn attribute(flags: u8) -> TaskAttribute {
     match flags & 7 {
@@ -67,6 +66,7 @@ impl Conn {
             began: self.now,
         };
         self.next_serial += 1;
+        (self.commanded_at, self.shrunk) = (self.now, false);
         if head.immediate {
             self.immediate_outstanding += 1;
         } else {
@@ -88,7 +88,7 @@ impl Conn {
         }
         let wanted = session.target.server().data_out_bytes(command.lun, &command.cdb);
         let want = u32::try_from(wanted).unwrap_or(u32::MAX).min(expected).min(self.service.limits.command_bytes_max);
-        self.collect(&session, head, command, data, want, unsolicited)
+        self.collect(head, command, data, want, unsolicited)
     }
 
     /// A command without data-out: carried out at once if that needs no waiting.
@@ -108,15 +108,7 @@ impl Conn {
     }
 
     /// A command with data-out: its immediate data is here.
-    fn collect(
-        &mut self,
-        session: &Arc<Session>,
-        head: Head,
-        command: Command,
-        data: &[u8],
-        want: u32,
-        unsolicited: bool,
-    ) -> Result<()> {
+    fn collect(&mut self, head: Head, command: Command, data: &[u8], want: u32, unsolicited: bool) -> Result<()> {
         let immediate_bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let first = if unsolicited { want.min(self.agreed.first_burst_bytes) } else { want.min(immediate_bytes) };
         let Some(memory) = self.service.budget.force(u64::from(first)) else {
@@ -125,7 +117,7 @@ impl Conn {
         };
         self.order.came(head.serial, head.lun, command.attribute);
         let complete = immediate_bytes >= want && !unsolicited;
-        let mut buffer = self.buffer(if complete { want } else { first } as usize);
+        let mut buffer = self.buffers.get(if complete { want } else { first } as usize);
         let kept = data.len().min(buffer.len());
         if let (Some(to), Some(from)) = (buffer.get_mut(..kept), data.get(..kept)) {
             to.copy_from_slice(from);
@@ -135,89 +127,74 @@ impl Conn {
             self.ready.push_back(Item::Command(Box::new(ready)));
             return Ok(());
         }
-        let control = TaskControl::new(&head);
-        session.tasks.lock().insert(head.serial, Arc::clone(&control));
-        if self.receiving.is_empty() {
-            self.data_out_at = self.now;
-        }
         let task_tag = head.task_tag;
-        self.receiving.insert(
-            task_tag,
-            Receiving {
-                head,
-                command,
-                control,
-                buffer,
-                want,
-                unsolicited,
-                unsolicited_bytes: immediate_bytes,
-                unsolicited_sn: 0,
-                asked: Vec::new(),
-                next_offset: immediate_bytes.min(want),
-                starved: false,
-                memory: Some(memory),
-                memory_rest: None,
-                void: false,
-            },
-        );
+        let control = TaskControl::new(&head);
+        self.receive(Receiving {
+            head,
+            command,
+            control,
+            buffer,
+            want,
+            unsolicited,
+            unsolicited_bytes: immediate_bytes,
+            unsolicited_sn: 0,
+            asked: Vec::new(),
+            next_offset: immediate_bytes.min(want),
+            starved: false,
+            memory: Some(memory),
+            memory_rest: None,
+            since: self.now,
+            void: None,
+        });
         self.pump(task_tag);
         Ok(())
     }
 
-    /// Answers a command whose data-out cannot be taken; unsolicited data that is on its way is thrown away.
+    /// Waits for the data of a command.
+    fn receive(&mut self, task: Receiving) {
+        if let Some(session) = &self.session {
+            session.tasks.lock().insert(task.head.serial, Arc::clone(&task.control));
+        }
+        if self.receiving.is_empty() {
+            (self.data_out_at, self.data_out_came) = (self.now, 0);
+        }
+        self.receiving.insert(task.head.task_tag, task);
+    }
+
+    /// Answers a command whose data-out cannot be taken. Unsolicited data that is on its way is thrown away, and comes first.
     fn refuse_data(&mut self, head: Head, command: Command, unsolicited: bool, response: Response) -> Result<()> {
-        self.respond(&head, response);
-        if unsolicited {
-            if self.receiving.values().filter(|t| t.void).count() >= VOID_MAX {
-                return close("too many refused commands whose data does not come");
-            }
-            let control = TaskControl::new(&head);
-            let task = Receiving {
-                head,
-                command,
-                control,
-                buffer: Vec::new(),
-                want: 0,
-                unsolicited: true,
-                unsolicited_bytes: 0,
-                unsolicited_sn: 0,
-                asked: Vec::new(),
-                next_offset: 0,
-                starved: false,
-                memory: None,
-                memory_rest: None,
-                void: true,
-            };
-            if self.receiving.is_empty() {
-                self.data_out_at = self.now;
-            }
-            self.receiving.insert(head.task_tag, task);
+        if !unsolicited {
+            self.respond(&head, response);
+            return Ok(());
         }
+        if self.receiving.values().filter(|t| t.void.is_some()).count() >= VOID_MAX {
+            return close("too many refused commands whose data does not come");
+        }
+        let control = TaskControl::new(&head);
+        self.receive(Receiving {
+            head,
+            command,
+            control,
+            buffer: Vec::new(),
+            want: 0,
+            unsolicited: true,
+            unsolicited_bytes: 0,
+            unsolicited_sn: 0,
+            asked: Vec::new(),
+            next_offset: 0,
+            starved: false,
+            memory: None,
+            memory_rest: None,
+            since: self.now,
+            void: Some(response),
+        });
         Ok(())
-    }
-
-    /// A buffer of that length; its content is what an earlier command of this session brought, or zero.
-    fn buffer(&mut self, bytes: usize) -> Vec<u8> {
-        let fit = self.free.iter().position(|b| b.len() >= bytes && b.len() / 4 <= bytes);
-        match fit.map(|at| self.free.swap_remove(at)) {
-            Some(mut buffer) => {
-                buffer.truncate(bytes);
-                buffer
-            }
-            None => vec![0; bytes],
-        }
-    }
-
-    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.free.len() < FREE_BUFFERS_MAX && (1..=FREE_BUFFER_BYTES_MAX).contains(&buffer.len()) {
-            self.free.push(buffer);
-        }
     }
 
     /// Asks for as much data of a task as may be outstanding, or lets it run when it has all.
     fn pump(&mut self, task_tag: u32) {
         let Some(task) = self.receiving.get_mut(&task_tag) else { return };
-        if task.unsolicited || task.void {
+        if task.unsolicited || task.void.is_some() {
             return;
         }
         if task.next_offset >= task.want && task.asked.is_empty() {
@@ -234,19 +211,11 @@ impl Conn {
             let rest = u64::from(task.want) - task.buffer.len() as u64;
             match self.service.budget.reserve(rest, &self.mailbox) {
                 Some(memory) => {
-                    task.starved = false;
-                    task.memory_rest = Some(memory);
-                    let (want, held) = (task.want as usize, task.next_offset as usize);
-                    let fit = self.free.iter().position(|b| b.len() >= want);
-                    if let Some(mut larger) = fit.map(|at| self.free.swap_remove(at)) {
-                        larger.truncate(want);
-                        if let (Some(to), Some(from)) = (larger.get_mut(..held), task.buffer.get(..held)) {
-                            to.copy_from_slice(from);
-                        }
-                        task.buffer = larger;
-                    } else {
-                        task.buffer.resize(want, 0);
+                    if std::mem::take(&mut task.starved) {
+                        task.since = self.now;
                     }
+                    task.memory_rest = Some(memory);
+                    self.buffers.lengthen(&mut task.buffer, task.want as usize, task.next_offset as usize);
                 }
                 None => {
                     task.starved = true;
@@ -265,9 +234,6 @@ impl Conn {
             task.next_offset += bytes;
         }
         let lun = task.head.lun;
-        if !ask.is_empty() {
-            self.data_out_at = self.now;
-        }
         for (tag, r2t_sn, offset, bytes) in ask {
             let numbers = self.numbers();
             self.out.push(&build::r2t(task_tag, tag, lun, r2t_sn, offset, bytes, numbers), Data::None);
@@ -286,24 +252,24 @@ impl Conn {
 
     /// Where a data-out PDU belongs in its task's buffer, if it is as it should be and all of it is wanted.
     pub(crate) fn place_of(&self, bhs: &Bhs, bytes: usize) -> Option<usize> {
-        let task = self.receiving.get(&bhs.task_tag()).filter(|t| !t.void && !t.control.ended())?;
+        let task = self.receiving.get(&bhs.task_tag()).filter(|t| t.void.is_none() && !t.control.ended())?;
         check(task, bhs, bytes, self.agreed.data_pdu_in_order, self.agreed.first_burst_bytes).ok()?;
         let at = bhs.buffer_offset() as usize;
         (at.checked_add(bytes)? <= task.buffer.len()).then_some(at)
     }
 
     pub(crate) fn data_out(&mut self, bhs: &Bhs, data: &[u8]) -> Result<()> {
-        self.data_out_at = self.now;
         let Some(task) = self.receiving.get_mut(&bhs.task_tag()) else {
             // Of a task that is aborted or answered.
             tracing::debug!("{}: data for no task: {bhs:?}", self.who());
             return Ok(());
         };
-        if !task.void {
+        if task.void.is_none() {
             let fault =
                 check(task, bhs, data.len(), self.agreed.data_pdu_in_order, self.agreed.first_burst_bytes).err();
             if let Some(code) = fault {
-                return self.fail_receiving(bhs.task_tag(), code, bhs.is_final());
+                self.fail_receiving(bhs, code);
+                return Ok(());
             }
             // What is beyond the wanted bytes is thrown away.
             let at = bhs.buffer_offset() as usize;
@@ -312,26 +278,36 @@ impl Conn {
                 to.copy_from_slice(from);
             }
         }
-        self.data_out_taken(bhs, data.len())
+        self.data_came(data.len());
+        self.data_out_taken(bhs, data.len());
+        Ok(())
+    }
+
+    /// So much data-out has come.
+    pub(crate) fn data_came(&mut self, bytes: usize) {
+        self.data_out_came = self.data_out_came.saturating_add(bytes);
+        if self.data_out_came >= PROGRESS_BYTES {
+            (self.data_out_at, self.data_out_came) = (self.now, 0);
+        }
     }
 
     /// Accounts for a data-out PDU whose data lies in its place.
-    pub(crate) fn data_out_taken(&mut self, bhs: &Bhs, bytes: usize) -> Result<()> {
+    pub(crate) fn data_out_taken(&mut self, bhs: &Bhs, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let tag = bhs.task_tag();
-        let Some(task) = self.receiving.get_mut(&tag) else { return Ok(()) };
-        if task.void {
+        let Some(task) = self.receiving.get_mut(&tag) else { return };
+        if task.void.is_some() {
             if bhs.is_final() {
-                self.receiving.remove(&tag);
+                self.sequence_thrown_away(bhs);
             }
-            return Ok(());
+            return;
         }
         if bhs.word20() == NO_TAG {
             task.unsolicited_bytes = task.unsolicited_bytes.saturating_add(bytes);
             task.unsolicited_sn = task.unsolicited_sn.wrapping_add(1);
             task.next_offset = task.unsolicited_bytes.min(task.want);
             if !bhs.is_final() {
-                return Ok(());
+                return;
             }
             task.unsolicited = false;
         } else if let Some(at) = task.asked.iter().position(|a| a.transfer_tag == bhs.word20())
@@ -340,33 +316,51 @@ impl Conn {
             asked.got = asked.got.saturating_add(bytes);
             asked.data_sn = asked.data_sn.wrapping_add(1);
             if !bhs.is_final() {
-                return Ok(());
+                return;
             }
             if asked.got != asked.bytes {
-                return self.fail_receiving(tag, INCORRECT_AMOUNT, true);
+                self.fail_receiving(bhs, INCORRECT_AMOUNT);
+                return;
             }
             task.asked.remove(at);
         }
         self.pump(tag);
-        Ok(())
     }
 
-    /// Ends a task whose data-out is wrong.
-    fn fail_receiving(&mut self, tag: u32, code: (u8, u8), last: bool) -> Result<()> {
-        let Some(mut task) = self.receiving.remove(&tag) else { return Ok(()) };
+    /// Fails a task whose data-out is wrong. It is answered when all data that it was asked for, or is still to come unasked, has come.
+    fn fail_receiving(&mut self, bhs: &Bhs, code: (u8, u8)) {
+        let tag = bhs.task_tag();
         tracing::info!("{}: wrong data-out for task {tag:#010x}, sense code {:02x}/{:02x}", self.who(), code.0, code.1);
-        if task.control.ended() {
-            self.abandon(&task.head);
+        let Some(task) = self.receiving.get_mut(&tag) else { return };
+        task.void = Some(aborted(code));
+        task.starved = false;
+        task.buffer = Vec::new();
+        (task.memory, task.memory_rest) = (None, None);
+        if bhs.is_final() || !task.awaits_data() {
+            self.sequence_thrown_away(bhs);
+        }
+    }
+
+    /// A sequence of data of a failed task has ended. Behind the last of them comes its answer (RFC 7143 11.4.2).
+    fn sequence_thrown_away(&mut self, bhs: &Bhs) {
+        let tag = bhs.task_tag();
+        let Some(task) = self.receiving.get_mut(&tag) else { return };
+        if bhs.word20() == NO_TAG {
+            task.unsolicited = false;
         } else {
-            self.respond(&task.head, aborted(code));
+            task.asked.retain(|asked| asked.transfer_tag != bhs.word20());
         }
-        if task.unsolicited && !last {
-            task.void = true;
-            task.buffer = Vec::new();
-            (task.memory, task.memory_rest) = (None, None);
-            self.receiving.insert(tag, task);
+        if task.awaits_data() {
+            return;
         }
-        Ok(())
+        let Some(task) = self.receiving.remove(&tag) else { return };
+        if let Some(session) = &self.session {
+            session.tasks.lock().remove(&task.head.serial);
+        }
+        match task.void {
+            Some(response) if !task.control.ended() => self.respond(&task.head, response),
+            _ => self.abandon(&task.head),
+        }
     }
 }
 

@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::buffers::Buffers;
 use super::cost::{Costs, Switches};
 use super::mailbox::{Event, Mailbox};
 use super::manage::{Management, Pending};
 use super::order::TaskOrder;
 use super::rx::{Got, InBuffer};
 use super::shared::Session;
-use super::task::{Head, Ready, Receiving, TaskControl};
+use super::task::{Away, Head, Ready, Receiving, TaskControl};
 use super::text::TextState;
 use super::tx::{Data, OutQueue};
 use crate::info::PortalInfo;
@@ -27,7 +29,7 @@ use crate::pdu::build::{self, Numbers};
 use crate::pdu::frame::{self, Header, Pdu, Rules};
 use crate::pdu::{BHS_BYTES, Bhs, NO_TAG, RejectReason, request, serial_before};
 use crate::service::Inner;
-use crate::service::counters::Counters;
+use crate::service::counters::{Counters, lun_number};
 
 /// The connection ends; why, for the log.
 #[derive(Debug)]
@@ -71,6 +73,8 @@ const EARLY_BYTES_MAX: usize = 1 << 20;
 pub(crate) const VOID_MAX: usize = 256;
 /// Immediate commands that may be outstanding.
 pub(crate) const IMMEDIATE_MAX: u32 = 64;
+/// Time without a SCSI command after which a connection keeps no memory for the next ones.
+const QUIET: Duration = Duration::from_secs(15);
 
 pub(crate) struct Conn {
     pub(crate) service: Arc<Inner>,
@@ -104,8 +108,8 @@ pub(crate) struct Conn {
     early: BTreeMap<u32, Early>,
     pub(crate) receiving: HashMap<u32, Receiving>,
     pub(crate) ready: VecDeque<Item>,
-    /// On other threads: serial number, and bytes of data-in that may come of it.
-    pub(crate) running: HashMap<u64, u32>,
+    /// On other threads, by serial number.
+    pub(crate) running: HashMap<u64, Away>,
     pub(crate) order: TaskOrder,
     pub(crate) held: Vec<Ready>,
     pub(crate) pending: Vec<Pending>,
@@ -113,7 +117,12 @@ pub(crate) struct Conn {
     /// Of the thread, as of the begin of this turn or later.
     pub(crate) switches: Switches,
     pub(crate) counters: Option<([u8; 8], Arc<Counters>)>,
-    pub(crate) free: Vec<Vec<u8>>,
+    pub(crate) buffers: Buffers,
+    /// Notes of other sessions that are dealt with.
+    pub(crate) swept: u64,
+    /// When the last SCSI command came, and whether memory was given back since.
+    pub(crate) commanded_at: Instant,
+    pub(crate) shrunk: bool,
     pub(crate) text: TextState,
     /// Nothing more is taken; close, for this reason, once all is sent.
     pub(crate) closing: Option<String>,
@@ -126,7 +135,9 @@ pub(crate) struct Conn {
     pub(crate) unsent_since: Option<Instant>,
     /// Since when the initiator has taken nothing of what waits for it.
     pub(crate) blocked_since: Option<Instant>,
+    /// When data-out got on last, and bytes of it since.
     pub(crate) data_out_at: Instant,
+    pub(crate) data_out_came: usize,
     /// Pings without an answer, and when the last of them was sent.
     pings: u32,
     pinged_at: Option<Instant>,
@@ -154,12 +165,19 @@ pub(crate) struct Start {
     pub(crate) depth: u32,
 }
 
-/// Runs a connection on a new thread.
-pub(crate) fn start(conn: Box<Conn>) {
-    let thread = std::thread::Builder::new().name("iscsi-conn".into()).spawn(move || run(conn));
-    if let Err(error) = thread {
-        tracing::error!("no thread for an iSCSI connection: {error}; it is closed");
-    }
+/// A new thread for a connection, which it is sent.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(crate) fn thread() -> std::io::Result<SyncSender<Box<Conn>>> {
+    let (sender, receiver) = sync_channel(1);
+    let work = move || {
+        if let Ok(conn) = receiver.recv() {
+            run(conn);
+        }
+    };
+    std::thread::Builder::new().name("iscsi-conn".into()).spawn(work)?;
+    Ok(sender)
 }
 
 /// The loop of a connection's thread.
@@ -188,6 +206,9 @@ impl Conn {
             data_bytes_max: start.agreed.max_recv_bytes as usize,
         };
         let out = OutQueue::new(rules.header_digest, rules.data_digest);
+        let buffers = Buffers::new(Arc::clone(&start.service.buffers));
+        // What came before has met nothing of this connection.
+        let swept = start.session.as_ref().map_or(0, |session| session.sweeps.take().0);
         Box::new(Conn {
             service: start.service,
             socket: start.socket,
@@ -223,7 +244,10 @@ impl Conn {
             costs: Costs::default(),
             switches: Switches::default(),
             counters: None,
-            free: Vec::new(),
+            buffers,
+            swept,
+            commanded_at: now,
+            shrunk: false,
             text: TextState::default(),
             closing: None,
             cold_reset: false,
@@ -233,6 +257,7 @@ impl Conn {
             unsent_since: None,
             blocked_since: None,
             data_out_at: now,
+            data_out_came: 0,
             pings: 0,
             pinged_at: None,
             over: false,
@@ -361,7 +386,7 @@ impl Conn {
         rx.consume(direct.padding);
         let bhs = direct.bhs;
         self.direct = None;
-        self.data_out_taken(&bhs, bhs.data_bytes())?;
+        self.data_out_taken(&bhs, bhs.data_bytes());
         Ok(true)
     }
 
@@ -417,6 +442,19 @@ impl Conn {
             self.in_turn(&next.bhs, &next.ahs, &next.data)?;
         }
         Ok(())
+    }
+
+    /// Takes commands before that number that came before their turn as come and gone, if they are for that logical unit, or any.
+    pub(crate) fn forget_early(&mut self, before: u32, lun: Option<[u8; 8]>) {
+        let meant = |early: &Early| {
+            early.bhs.opcode() == request::SCSI_COMMAND
+                && lun.is_none_or(|lun| lun_number(lun) == lun_number(early.bhs.lun()))
+        };
+        let early = self.early.iter().filter(|(number, early)| serial_before(**number, before) && meant(early));
+        let numbers: Vec<u32> = early.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.forget_coming(number);
+        }
     }
 
     /// Takes the command of that number as come and gone: its place is taken by a ping that needs no answer.
@@ -555,7 +593,7 @@ impl Conn {
                 if let Some(rest) = &mut self.direct {
                     rest.at += direct;
                     rest.remaining -= direct;
-                    self.data_out_at = self.now;
+                    self.data_came(direct);
                 }
                 Ok(())
             }
@@ -631,7 +669,8 @@ impl Conn {
         let ping = (!interval.is_zero()).then(|| self.ping_at(interval));
         let sending = self.blocked_since.map(|since| since + stall);
         let data = (!self.receiving.is_empty()).then(|| self.data_out_at + stall);
-        [ping, sending, data, self.logout_by].into_iter().flatten().min()
+        let shrink = (!self.shrunk).then(|| self.commanded_at + QUIET);
+        [ping, sending, data, shrink, self.logout_by].into_iter().flatten().min()
     }
 
     fn timers(&mut self) -> Result<()> {
@@ -640,10 +679,15 @@ impl Conn {
             return close(format!("it took no byte of its data for {} s", stall.as_secs()));
         }
         if self.data_out_at + stall <= self.now {
-            if self.receiving.values().any(|t| !t.starved) {
-                return close(format!("it sent no data that was asked for in {} s", stall.as_secs()));
+            // Of those that could get on.
+            let oldest = self.receiving.values().filter(|t| !t.starved).map(|t| t.since).min();
+            if oldest.is_some_and(|since| since + stall <= self.now) {
+                return close(format!("it sent next to no data that was asked for in {} s", stall.as_secs()));
             }
-            self.data_out_at = self.now;
+            (self.data_out_at, self.data_out_came) = (oldest.unwrap_or(self.now), 0);
+        }
+        if !self.shrunk && self.commanded_at + QUIET <= self.now {
+            self.shrink();
         }
         if self.logout_by.is_some_and(|at| at <= self.now) {
             self.async_message([0; 8], 2, self.dropped(), &[]);
@@ -660,22 +704,29 @@ impl Conn {
             let tag = self.transfer_tag();
             let numbers = self.numbers();
             self.out.push(&build::nop_in(NO_TAG, tag, [0; 8], 0, numbers), Data::None);
-            if self.outstanding == 0 {
-                self.rx.shrink();
-                self.out.shrink();
-                self.free = Vec::new();
-            }
         }
         Ok(())
+    }
+
+    /// Gives memory back that is only kept for speed; later if commands are under way.
+    fn shrink(&mut self) {
+        if self.outstanding > 0 || self.immediate_outstanding > 0 {
+            self.commanded_at = self.now;
+            return;
+        }
+        self.rx.shrink();
+        self.out.shrink();
+        self.buffers.clear();
+        self.shrunk = true;
     }
 
     /// The old thread of a stolen connection still carries this task out.
     pub(crate) fn left_behind(&mut self, head: &Head, control: Arc<TaskControl>) {
         self.costs.was_slow(head.cost_key);
-        self.running.insert(head.serial, head.read_bytes());
         if let Some(session) = &self.session {
-            session.tasks.lock().insert(head.serial, control);
+            session.tasks.lock().insert(head.serial, Arc::clone(&control));
         }
+        self.running.insert(head.serial, Away { head: *head, control });
         self.now = self.service.clock.now();
     }
 
@@ -704,6 +755,7 @@ impl Conn {
         self.held.clear();
         self.receiving.clear();
         self.direct = None;
+        self.cancel_waiting(&mut Vec::new());
         while !self.running.is_empty() {
             if self.mailbox.may_sleep() {
                 let mut fds = [PollFd::new(self.mailbox.descriptor().as_fd(), PollFlags::POLLIN)];

@@ -229,7 +229,11 @@ impl Arrival {
                     session.mailbox.post(event);
                 }
             }
-            self.service.connection_opened(&session.mailbox);
+            if session.has_heirs() {
+                // Another login waits: what asked the old connection to leave is for this one.
+                session.mailbox.post(Event::HandOver);
+            }
+            self.service.connection_replaced(&session.mailbox);
             return Ok(Begun { session: Some(session), tsih, exp_cmd_sn, serial, depth });
         }
         let new = self.service.new_tsih();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
@@ -39,6 +39,8 @@ pub(crate) struct Mailbox {
     filled: AtomicBool,
     sleeping: AtomicBool,
     event: EventFd,
+    /// Memory that its connection has been given for data-out that it asks for.
+    pub(crate) data_out_bytes: AtomicU64,
 }
 
 impl Mailbox {
@@ -51,6 +53,7 @@ impl Mailbox {
             filled: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
             event,
+            data_out_bytes: AtomicU64::new(0),
         }))
     }
 

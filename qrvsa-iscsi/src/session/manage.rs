@@ -64,6 +64,8 @@ impl Conn {
         let bhs = &management.bhs;
         let (task_tag, lun, before) = (bhs.task_tag(), bhs.lun(), management.before);
         let server = session.target.server();
+        // Of whose tasks, of other sessions too, an answer has to wait for the end.
+        let (mut all, mut unit) = (false, None);
         tracing::info!("{}: task management function {} for LUN {lun:02x?}", self.who(), bhs.flags() & 0x7f);
         let (code, mut waits_for) = match bhs.flags() & 0x7f {
             1 => {
@@ -80,11 +82,15 @@ impl Conn {
                     _ => Function::LogicalUnitReset,
                 };
                 let running = session.end_tasks(&|t| lun_number(t.lun) == lun_number(lun) && t.serial < before);
+                self.forget_early(bhs.cmd_sn(), Some(lun));
+                unit = (number != 2).then(|| lun_number(lun));
                 (code_of(server.manage(&session.nexus, lun, function)), running)
             }
             3 => (code_of(server.manage(&session.nexus, lun, Function::ClearAca)), Vec::new()),
             number @ (6 | 7) => {
                 let running = session.end_tasks(&|t| t.serial < before);
+                self.forget_early(bhs.cmd_sn(), None);
+                all = true;
                 let function = if number == 6 { Function::TargetWarmReset } else { Function::TargetColdReset };
                 let code = code_of(server.manage(&session.nexus, lun, function));
                 self.cold_reset |= number == 7 && code == COMPLETE;
@@ -94,7 +100,7 @@ impl Conn {
             _ => (NOT_SUPPORTED, Vec::new()),
         };
         self.purge();
-        waits_for.extend(session.target.take_dying());
+        waits_for.extend(session.target.dying(|t| all || unit.is_some_and(|number| lun_number(t.lun) == number)));
         self.pending.push(Pending { answer: Answer::Management { task_tag, code }, waits_for });
         self.answer_pending();
     }
@@ -119,14 +125,16 @@ impl Conn {
         (NO_TASK, Vec::new())
     }
 
-    /// Sends the answers that wait for nothing any more.
+    /// Sends the answers that wait for nothing any more. That to a logout is the last.
     pub(crate) fn answer_pending(&mut self) {
-        while let Some(first) = self.pending.first_mut() {
-            first.waits_for.retain(|t| t.running());
-            if !first.waits_for.is_empty() {
-                return;
+        let mut at = 0;
+        while let Some(next) = self.pending.get_mut(at) {
+            next.waits_for.retain(|t| t.running());
+            if !next.waits_for.is_empty() || (at > 0 && matches!(next.answer, Answer::Logout { .. })) {
+                at += 1;
+                continue;
             }
-            let answer = self.pending.remove(0).answer;
+            let answer = self.pending.remove(at).answer;
             let numbers = self.numbered();
             match answer {
                 Answer::Management { task_tag, code } => {

@@ -1,5 +1,6 @@
 //! Sessions in the full feature phase (RFC 7143 7), and how connections get there.
 
+pub(crate) mod buffers;
 pub(crate) mod command;
 pub(crate) mod conn;
 mod cost;
@@ -12,6 +13,7 @@ mod respond;
 mod run;
 mod rx;
 pub(crate) mod shared;
+pub(crate) mod sweep;
 pub(crate) mod task;
 mod text;
 mod tx;

@@ -76,8 +76,8 @@ impl Parking {
         self.0.lock().as_ref().map(|place| Arc::clone(&place.control))
     }
 
-    /// Takes a connection that has stood too long.
-    fn steal(&self) -> Option<Box<Conn>> {
+    /// The command for which a connection has stood too long.
+    fn overdue(&self) -> Option<u64> {
         let (serial, thread) = {
             let place = self.0.lock();
             let stands = place.as_ref()?;
@@ -88,9 +88,11 @@ impl Parking {
             (stands.head.serial, stands.thread.filter(|_| stood < PATIENCE_BUSY))
         };
         // not under the lock, which the end of the command takes
-        if is_busy(thread) {
-            return None;
-        }
+        (!is_busy(thread)).then_some(serial)
+    }
+
+    /// Takes the connection, if it still stands for that command.
+    fn steal(&self, serial: u64) -> Option<Box<Conn>> {
         let mut place = self.0.lock();
         if place.as_ref()?.head.serial != serial {
             return None;
@@ -98,6 +100,20 @@ impl Parking {
         let Place { mut conn, head, control, .. } = place.take()?;
         conn.left_behind(&head, control);
         Some(conn)
+    }
+
+    /// Lets a connection that has stood too long go on with another thread. Without one it stays: its command may end yet.
+    fn relieve(&self) {
+        let Some(serial) = self.overdue() else { return };
+        match super::conn::thread() {
+            Ok(thread) => {
+                if let Some(conn) = self.steal(serial) {
+                    // It waits for nothing else.
+                    let _ = thread.send(conn);
+                }
+            }
+            Err(error) => tracing::debug!("no thread for an iSCSI connection whose command takes long: {error}"),
+        }
     }
 }
 
@@ -154,11 +170,7 @@ impl Watchdog {
                 continue;
             }
             quiet = 0;
-            each(&mut |parking| {
-                if let Some(conn) = parking.steal() {
-                    super::conn::start(conn);
-                }
-            });
+            each(&mut |parking| parking.relieve());
         }
     }
 }

@@ -9,8 +9,11 @@ use super::cost::Switches;
 use super::mailbox::Event;
 use super::respond::check_condition;
 use super::shared::Session;
-use super::task::{Done, Head, Ready, TaskControl};
+use super::sweep::{self, Fate};
+use super::task::{Away, Done, Head, Ready, TaskControl};
 use crate::scsi::{Command, Response};
+use crate::service::counters::lun_number;
+use crate::service::workers::Job;
 
 /// Calls the device server. A panic in it becomes HARDWARE ERROR, INTERNAL TARGET FAILURE, and harms nobody else.
 pub(crate) fn guarded(call: impl FnOnce() -> Option<Response>) -> Option<Response> {
@@ -67,6 +70,7 @@ impl Conn {
 
     /// What is to be done next, if its data-in has room.
     fn next_item(&mut self) -> Option<Item> {
+        self.sweep();
         if !self.held.is_empty() {
             let order = &self.order;
             let free = |r: &Ready| order.may_run(r.head.serial, r.head.lun, r.command.attribute);
@@ -96,7 +100,7 @@ impl Conn {
     /// Whether the next command must wait until more data-in has left.
     fn must_wait(&self) -> bool {
         let Some(Item::Command(ready)) = self.ready.front() else { return false };
-        let coming: usize = self.running.values().map(|bytes| *bytes as usize).sum();
+        let coming: usize = self.running.values().map(|away| away.head.read_bytes() as usize).sum();
         let waiting = self.out.bytes().saturating_add(coming);
         let more = ready.head.read_bytes() as usize;
         more > 0 && waiting > 0 && waiting.saturating_add(more) > self.service.limits.data_in_bytes_max
@@ -117,14 +121,16 @@ impl Conn {
             return Some(conn);
         }
         let service = Arc::clone(&conn.service);
-        let mut switches = conn.switches;
+        let (mut switches, swept) = (conn.switches, conn.swept);
         let begun = Instant::now();
         service.watchdog.begin();
         session.parking.park(conn, begun, head, Arc::clone(&control));
-        let response = execute(session, &command, &data);
+        // Whoever ends it from here on sees it; who did so before has left a note.
+        let fate = session.sweeps.since(swept, head.lun);
+        let response = fate.map_or_else(|| execute(session, &command, &data), Fate::response);
         service.watchdog.end();
         drop(memory);
-        let lesson_ns = switches.lesson(elapsed_ns(begun));
+        let lesson_ns = switches.lesson(elapsed_ns(begun)).filter(|_| fate.is_none());
         match session.parking.unpark(head.serial) {
             Some(mut conn) => {
                 conn.now = conn.service.clock.now();
@@ -147,17 +153,27 @@ impl Conn {
         let Ready { head, command, data, memory, control } = ready;
         let control = control.unwrap_or_else(|| TaskControl::new(&head));
         session.tasks.lock().insert(head.serial, Arc::clone(&control));
-        self.running.insert(head.serial, head.read_bytes());
+        // As on the own thread: from here on it is seen.
+        if let Some(fate) = session.sweeps.since(self.swept, head.lun) {
+            self.end_swept(&head, control.ended(), fate);
+            return;
+        }
+        self.running.insert(head.serial, Away { head, control: Arc::clone(&control) });
+        let lane = (Arc::as_ptr(&session.target) as usize, lun_number(head.lun));
         let session = Arc::clone(session);
-        self.service.workers.submit(Box::new(move || {
-            control.set_running();
+        let task = Arc::clone(&control);
+        let work = Box::new(move || {
+            if !control.begin() {
+                return;
+            }
             let mut switches = Switches::now();
             let begun = Instant::now();
             let response = if control.ended() { None } else { execute(&session, &command, &data) };
             drop(memory);
             let lesson_ns = switches.lesson(elapsed_ns(begun));
             deliver(&session, Done { head, control, response, data, lesson_ns });
-        }));
+        });
+        self.service.workers.submit(lane, Job { task, work });
     }
 
     /// A result from another thread.
@@ -169,7 +185,7 @@ impl Conn {
 
     fn ended(&mut self, done: Done) {
         let Done { head, control, response, data, lesson_ns } = done;
-        self.recycle(data);
+        self.buffers.keep(data);
         if let Some(session) = &self.session {
             session.tasks.lock().remove(&head.serial);
         }
@@ -192,11 +208,51 @@ impl Conn {
         self.abandon(head);
     }
 
+    /// A command ends that others have ended before it could be seen.
+    fn end_swept(&mut self, head: &Head, ended: bool, fate: Fate) {
+        match fate.response() {
+            Some(response) if !ended => {
+                if let Some(session) = &self.session {
+                    session.tasks.lock().remove(&head.serial);
+                }
+                self.respond(head, response);
+            }
+            _ => self.close_books(head),
+        }
+    }
+
+    /// Ends the commands at hand about which others have left notes.
+    fn sweep(&mut self) {
+        let Some(session) = &self.session else { return };
+        if session.sweeps.count() == self.swept {
+            return;
+        }
+        let (count, notes) = session.sweeps.take();
+        self.swept = count;
+        let mut gone: Vec<(Head, bool, Fate)> = Vec::new();
+        let mut keep = |ready: &Ready| match sweep::fate(&notes, ready.head.lun) {
+            Some(fate) => {
+                gone.push((ready.head, ready.control.as_ref().is_some_and(|c| c.ended()), fate));
+                false
+            }
+            None => true,
+        };
+        self.held.retain(&mut keep);
+        self.ready.retain(|item| match item {
+            Item::Command(ready) => keep(ready),
+            Item::Manage(_) => true,
+        });
+        for (head, ended, fate) in gone {
+            self.end_swept(&head, ended, fate);
+        }
+    }
+
     /// Throws away all tasks that were ended and are not running.
     pub(crate) fn purge(&mut self) {
+        self.sweep();
         let mut gone: Vec<Head> = Vec::new();
         self.receiving.retain(|_, task| {
-            let ended = task.control.ended() && !task.void;
+            let ended = task.control.ended();
             if ended {
                 gone.push(task.head);
             }
@@ -214,8 +270,24 @@ impl Conn {
             Item::Command(ready) => keep(ready),
             Item::Manage(_) => true,
         });
+        self.cancel_waiting(&mut gone);
         for head in gone {
             self.close_books(&head);
+        }
+    }
+
+    /// Takes ended tasks back that wait for a thread: storage that hangs may have them all.
+    pub(crate) fn cancel_waiting(&mut self, gone: &mut Vec<Head>) {
+        let before = self.running.len();
+        self.running.retain(|_, away| {
+            let cancelled = away.control.ended() && away.control.cancel();
+            if cancelled {
+                gone.push(away.head);
+            }
+            !cancelled
+        });
+        if self.running.len() < before {
+            self.service.workers.withdraw();
         }
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::mailbox::{Event, Mailbox};
 use super::parked::Parking;
+use super::sweep::Sweeps;
 use super::task::TaskControl;
 use crate::info::{ConnectionInfo, SessionInfo};
 use crate::login::negotiate::Negotiated;
@@ -57,6 +58,8 @@ pub(crate) struct Session {
     pub(crate) link: Mutex<Link>,
     /// Tasks that do not end before anybody else can look.
     pub(crate) tasks: Mutex<HashMap<u64, Arc<TaskControl>>>,
+    /// For those that nobody else can see.
+    pub(crate) sweeps: Sweeps,
     pub(crate) outstanding: AtomicU64,
     pub(crate) counters: CounterTable,
     pub(crate) parking: Parking,
@@ -82,6 +85,7 @@ impl Session {
             agreed: Mutex::new(agreed),
             link: Mutex::new(link),
             tasks: Mutex::default(),
+            sweeps: Sweeps::default(),
             outstanding: AtomicU64::new(0),
             counters: CounterTable::default(),
             parking: Parking::default(),
@@ -190,6 +194,11 @@ impl Session {
         while state.stage == Stage::Active && !self.stage_changed.wait_until(&mut state, deadline).timed_out() {}
         state.heirs -= 1;
         Session::take_over(&mut state).ok_or(state.stage)
+    }
+
+    /// Whether another login waits to take the session over.
+    pub(crate) fn has_heirs(&self) -> bool {
+        self.stage.lock().heirs > 0
     }
 
     /// Waits for the end of the session. `false`: it has not come within that time.

@@ -33,6 +33,18 @@ impl TaskControl {
         })
     }
 
+    /// Of no command.
+    #[cfg(test)]
+    pub(crate) fn unnamed() -> Arc<TaskControl> {
+        Arc::new(TaskControl {
+            serial: 0,
+            lun: [0; 8],
+            task_tag: 0,
+            ended: AtomicBool::new(false),
+            state: AtomicU8::new(WAITING),
+        })
+    }
+
     /// It was aborted: no response will be sent.
     pub(crate) fn ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
@@ -50,6 +62,20 @@ impl TaskControl {
 
     pub(crate) fn set_running(&self) {
         self.state.store(RUNNING, Ordering::SeqCst);
+    }
+
+    /// As [`TaskControl::set_running`], unless it was cancelled before.
+    pub(crate) fn begin(&self) -> bool {
+        self.state.compare_exchange(WAITING, RUNNING, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// It is over without having begun; `false`: too late.
+    pub(crate) fn cancel(&self) -> bool {
+        self.state.compare_exchange(WAITING, FINISHED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    pub(crate) fn finished(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == FINISHED
     }
 
     pub(crate) fn set_finished(&self) {
@@ -108,6 +134,12 @@ pub(crate) struct Ready {
     pub(crate) control: Option<Arc<TaskControl>>,
 }
 
+/// What a connection knows of a command that another thread has.
+pub(crate) struct Away {
+    pub(crate) head: Head,
+    pub(crate) control: Arc<TaskControl>,
+}
+
 /// A command that was carried out on another thread.
 pub(crate) struct Done {
     pub(crate) head: Head,
@@ -150,6 +182,15 @@ pub(crate) struct Receiving {
     pub(crate) starved: bool,
     pub(crate) memory: Option<Reservation>,
     pub(crate) memory_rest: Option<Reservation>,
-    /// It was answered already; the rest of its unsolicited data is thrown away.
-    pub(crate) void: bool,
+    /// When it came, or could first ask.
+    pub(crate) since: Instant,
+    /// It has failed, and is answered so when its data has come, which is thrown away (RFC 7143 11.4.2).
+    pub(crate) void: Option<Response>,
+}
+
+impl Receiving {
+    /// Whether a sequence of its data is under way, or about to be.
+    pub(crate) fn awaits_data(&self) -> bool {
+        self.unsolicited || !self.asked.is_empty()
+    }
 }

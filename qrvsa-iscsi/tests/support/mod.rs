@@ -57,6 +57,13 @@ impl Bench {
         initiator
     }
 
+    /// The same, of an initiator of that name.
+    pub fn session_of(&self, name: &str, keys: &[(&str, &str)]) -> Initiator {
+        let mut initiator = Initiator { name: name.into(), ..self.connect() };
+        assert_eq!(initiator.login(keys), 0);
+        initiator
+    }
+
     pub fn change(&self, change: impl FnOnce(&mut TargetConfig)) {
         let mut config = (*self.service.target(TARGET).unwrap().config).clone();
         change(&mut config);
