@@ -202,7 +202,7 @@ impl Targets {
     }
 
     /// Brings the targets of the last run back, whole, and then lets initiators in. What fails is logged and shown with its reason;
-    /// storage that does not answer is waited for for a while only.
+    /// storage that does not answer holds it up for a while only.
     ///
     /// # Errors
     /// Only when the file cannot be read at all.
