@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Command, DeviceServer, Nexus, Persistence, Response, TargetUnits, TaskAttribute, UnitConfig, lun};
+use super::{
+    Command, DeviceServer, MediumState, Nexus, Persistence, Response, TargetUnits, TaskAttribute, UnitConfig, lun,
+};
 use crate::backing::{Backing, Extent, Failure, FailureKind, MemoryBacking, Space};
 
 const BLOCK: usize = 512;

@@ -50,17 +50,20 @@ enum State {
     Unmounting,
 }
 
+impl Entry {
+    fn remembered(&self) -> PersistentMount {
+        PersistentMount {
+            source: self.source.clone(),
+            mountpoint: self.mountpoint.clone(),
+            options: self.options.clone(),
+        }
+    }
+}
+
 impl MountTable {
     /// What goes into the state file.
     pub fn persistent(&self) -> Vec<PersistentMount> {
-        let persistent = self.entries.values().filter(|entry| entry.persistent);
-        persistent
-            .map(|entry| PersistentMount {
-                source: entry.source.clone(),
-                mountpoint: entry.mountpoint.clone(),
-                options: entry.options.clone(),
-            })
-            .collect()
+        self.entries.values().filter(|entry| entry.persistent).map(Entry::remembered).collect()
     }
 
     fn add(
@@ -86,10 +89,10 @@ impl MountTable {
         id
     }
 
-    /// Mounts of a pool that are there.
-    pub fn ids_of_pool(&self, pool: &str) -> Vec<u64> {
+    /// Mounts of a pool that are there, the oldest first.
+    pub fn of_pool(&self, pool: &str) -> Vec<(u64, PersistentMount)> {
         let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && !matches!(e.state, State::Waiting));
-        there.map(|(id, _)| *id).collect()
+        there.map(|(id, entry)| (*id, entry.remembered())).collect()
     }
 
     /// Where filesystems are mounted, or should be.
