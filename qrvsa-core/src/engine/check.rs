@@ -36,6 +36,8 @@ pub struct CheckReport {
     pub objects: u64,
     /// Bytes read and verified (deep).
     pub bytes_verified: u64,
+    /// Why the check did not go through everything, if it did not.
+    pub unfinished: Option<String>,
 }
 
 impl CheckReport {
@@ -54,7 +56,8 @@ struct Usages<'a> {
     report: CheckReport,
     deep: bool,
     owner: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64) -> bool,
+    stopped: bool,
 }
 
 impl Usages<'_> {
@@ -77,10 +80,15 @@ impl Usages<'_> {
         }
     }
 
-    fn verify(&mut self, object: u64, pointer: &Pointer, what: &str) {
-        if !self.deep {
-            return;
+    fn verify(&mut self, object: u64, pointer: &Pointer, what: &str) -> Step {
+        if self.deep && !self.stopped {
+            self.verify_record(object, pointer, what);
         }
+        self.stopped = self.stopped || !(self.progress)(self.report.bytes_verified);
+        if self.stopped { Step::Stop } else { Step::Into }
+    }
+
+    fn verify_record(&mut self, object: u64, pointer: &Pointer, what: &str) {
         match with_object(self.owner, object, || self.pool.records.verify(pointer, false)) {
             Ok(verdict) => {
                 self.report.bytes_verified += verdict.bytes;
@@ -97,7 +105,6 @@ impl Usages<'_> {
             }
             Err(e) => self.report.problem(format!("{what}: {e}")),
         }
-        (self.progress)(self.report.bytes_verified);
     }
 }
 
@@ -105,9 +112,8 @@ impl Visitor for Usages<'_> {
     fn enter(&mut self, place: &Place<'_>) -> Result<Step> {
         let what = format!("a node of tree {} at level {}", self.owner, place.level);
         self.mark(place.pointer, &what);
-        self.verify(0, place.pointer, &what);
         self.report.nodes += 1;
-        Ok(Step::Into)
+        Ok(self.verify(0, place.pointer, &what))
     }
 
     fn node(&mut self, place: &Place<'_>, node: &Arc<Node>) -> Result<Step> {
@@ -124,7 +130,9 @@ impl Visitor for Usages<'_> {
                 Ok((pointer, _)) => {
                     let what = what();
                     self.mark(&pointer, &what);
-                    self.verify(key.object, &pointer, &what);
+                    if self.verify(key.object, &pointer, &what) == Step::Stop {
+                        return Ok(Step::Stop);
+                    }
                 }
                 Err(e) => {
                     let what = what();
@@ -142,11 +150,12 @@ impl Visitor for Usages<'_> {
 }
 
 impl Pool {
-    /// Checks the newest committed state. `deep` reads and verifies every byte. `progress` is told bytes verified.
+    /// Checks the newest committed state. `deep` reads and verifies every byte. `progress` is told bytes verified; when it
+    /// returns false, the check ends soon, and its report says so.
     ///
     /// # Errors
     /// When the check itself cannot go on; inconsistencies are in the report.
-    pub fn check(&self, deep: bool, progress: &mut dyn FnMut(u64)) -> Result<CheckReport> {
+    pub fn check(&self, deep: bool, progress: &mut dyn FnMut(u64) -> bool) -> Result<CheckReport> {
         if !self.options.read_only {
             use crate::dataset::Host;
             self.commit_now()?;
@@ -182,15 +191,33 @@ impl Pool {
             }
         }
         self.check_zones(&groups, &mut report);
-        let mut usages =
-            Usages { pool: self, groups: &groups, seen: BTreeMap::new(), report, deep, owner: POOL_TREE, progress };
+        let mut usages = Usages {
+            pool: self,
+            groups: &groups,
+            seen: BTreeMap::new(),
+            report,
+            deep,
+            owner: POOL_TREE,
+            progress,
+            stopped: false,
+        };
         tree::walk(&*self.system as &dyn NodeStore, &root, Key::MIN, &mut usages)?;
         for dataset in &datasets {
+            if usages.stopped {
+                break;
+            }
             usages.owner = dataset.id;
             let (root, _) = Root::decode(&dataset.root)?;
             tree::walk(&*self.meta as &dyn NodeStore, &root, Key::MIN, &mut usages)?;
         }
-        let Usages { seen, mut report, .. } = usages;
+        let Usages { seen, mut report, progress, stopped, .. } = usages;
+        let stop = |mut report: CheckReport| {
+            report.unfinished = Some("it was stopped".to_owned());
+            Ok(report)
+        };
+        if stopped {
+            return stop(report);
+        }
         self.check_bitmaps(&root, &groups, &seen, &mut report)?;
         let structural = |report: &mut crate::engine::check::CheckReport, nodes: &Nodes, root: &Root, id: u64| {
             for p in tree::verify(nodes, root, &mut |owner| owner == id).problems {
@@ -199,6 +226,9 @@ impl Pool {
         };
         structural(&mut report, &self.system, &root, POOL_TREE);
         for dataset in &datasets {
+            if !progress(report.bytes_verified) {
+                return stop(report);
+            }
             let (root, _) = Root::decode(&dataset.root)?;
             structural(&mut report, &self.meta, &root, dataset.id);
             let items = Arc::new(FrozenItems { nodes: self.meta.clone(), root, hash_seed: dataset.hash_seed });

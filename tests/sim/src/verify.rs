@@ -92,7 +92,7 @@ pub fn volumes(session: &Session, models: &mut volumes::Models) -> std::result::
 /// # Errors
 /// What is wrong, in words.
 pub fn check(pool: &Arc<Pool>) -> std::result::Result<(), String> {
-    let report = pool.check(true, &mut |_| ()).map_err(|e| format!("the check failed: {e}"))?;
+    let report = pool.check(true, &mut |_| true).map_err(|e| format!("the check failed: {e}"))?;
     if report.problem_count > 0 {
         return Err(format!("the check found {}: {}", report.problem_count, report.problems.join("; ")));
     }

@@ -347,9 +347,12 @@ impl Engine for CoreEngine {
         let running = self.pool(pool)?;
         let total_bytes = if deep { running.pool.space.allocated_bytes().iter().sum() } else { 0 };
         progress(CheckProgress { done_bytes: 0, total_bytes, problems: 0 });
-        let report = running.pool.check(deep, &mut |done_bytes| {
-            progress(CheckProgress { done_bytes, total_bytes, problems: 0 });
-        })?;
+        let report = running
+            .pool
+            .check(deep, &mut |done_bytes| progress(CheckProgress { done_bytes, total_bytes, problems: 0 }))?;
+        if let Some(why) = report.unfinished {
+            fail!(Busy, "the check of pool '{pool}' is not complete: {why}");
+        }
         let counts = [
             ("nodes", report.nodes),
             ("extents", report.extents),
