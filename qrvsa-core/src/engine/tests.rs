@@ -19,6 +19,7 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod cache;
+mod check;
 mod full;
 mod hostile;
 mod replace;
@@ -121,6 +122,7 @@ impl World {
         let mut report = self.pool().check(deep, &mut |_| true).unwrap();
         report.problems.retain(|p| !p.starts_with("tank: "));
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        assert_eq!(report.unfinished, None);
     }
 
     fn drop_caches(&self) {
