@@ -96,6 +96,9 @@ pub fn check(pool: &Arc<Pool>) -> std::result::Result<(), String> {
     if report.problem_count > 0 {
         return Err(format!("the check found {}: {}", report.problem_count, report.problems.join("; ")));
     }
+    if let Some(why) = report.unfinished {
+        return Err(format!("the check of a pool at rest did not come to its end: {why}"));
+    }
     let (reserved, dirty) = (pool.space.reserved(), pool.dirty_bytes());
     if reserved != 0 || dirty != 0 {
         return Err(format!("nothing is dirty, and {reserved} blocks are reserved for {dirty} bytes"));
