@@ -117,6 +117,10 @@ impl Pool {
         let root = tree::apply(&*self.system, &old, txg, POOL_TREE, batch.into_iter())?;
         self.meta.check_frees()?;
         self.system.check_frees()?;
+        if state.replaying.is_some() {
+            // the root takes in what a part of the log says: who has the root has that part, too
+            self.log.spread_replayed();
+        }
         // 4. flush
         self.records.flush();
         for group in self.space.groups() {

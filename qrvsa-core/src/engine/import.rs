@@ -101,6 +101,14 @@ impl Pool {
     pub fn import(env: Environment, options: Options, candidates: Vec<Candidate>) -> Result<Arc<Pool>> {
         let mut warnings = Vec::new();
         let candidates = refuse_clones(candidates, &mut warnings)?;
+        for c in candidates.iter().filter(|c| c.unreadable_slots > 0) {
+            warnings.push(format!(
+                "{} of {} uberblocks of {} cannot be read; if no other device has the newest, the pool is as of the one before",
+                c.unreadable_slots,
+                layout::RING_SLOTS,
+                c.path().display()
+            ));
+        }
         let mut choices: Vec<Uberblock> =
             candidates.iter().flat_map(|c| c.uberblocks.iter().take(3).cloned()).collect();
         choices.sort_by_key(|u| std::cmp::Reverse((u.generation, u.txg)));
@@ -185,29 +193,36 @@ impl Pool {
                 members.push((entry, None));
                 continue;
             }
-            match candidate {
-                Some(c) if m.in_service() && !behind => members.push((entry, Some(c.device.clone()))),
-                Some(c) => {
-                    missing += 1;
-                    if m.in_service() {
-                        entry.state = MemberState::Faulted;
-                        "it missed transaction groups; bring it back with 'pool online', it will be rebuilt"
-                            .clone_into(&mut entry.message);
-                    }
-                    entry.path = c.path().display().to_string();
-                    members.push((entry, None));
+            let message = match candidate {
+                Some(c) if m.in_service() && !behind => {
+                    members.push((entry, Some(c.device.clone())));
+                    continue;
                 }
-                None => {
-                    missing += 1;
-                    if m.in_service() {
-                        entry.state = MemberState::Faulted;
-                        "not found at import".clone_into(&mut entry.message);
+                Some(c) => {
+                    entry.path = c.path().display().to_string();
+                    if c.unreadable_slots > 0 {
+                        "it missed transaction groups, or its uberblocks of them cannot be read; bring it back with \
+                         'pool online', it will be rebuilt"
+                    } else {
+                        "it missed transaction groups; bring it back with 'pool online', it will be rebuilt"
                     }
-                    members.push((entry, None));
+                }
+                None => "not found at import",
+            };
+            if m.state == MemberState::Leaving {
+                // nothing but what it still had to give to another is missing, and that is no source any more
+                entry.state = MemberState::Removed;
+                "not here, or out of date, before its replacement was complete".clone_into(&mut entry.message);
+            } else {
+                missing += 1;
+                if m.in_service() {
+                    entry.state = MemberState::Faulted;
+                    message.clone_into(&mut entry.message);
                 }
             }
+            members.push((entry, None));
         }
-        let listed = uber.members.iter().filter(|m| m.state != MemberState::Removed).count();
+        let listed = members.iter().filter(|(entry, _)| entry.state != MemberState::Removed).count();
         if missing > usize::from(geometry.parity) && listed.saturating_sub(missing) < geometry.columns() {
             fail!(
                 Degraded,
@@ -436,7 +451,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Members that are here but missed something come back, to be rebuilt; all but those the administrator took out.
+    /// Members that are here but missed something come back, to be rebuilt; all but those the administrator took out, and
+    /// those that another took the place of.
     fn rejoin(&self, candidates: &[Candidate]) -> Result<()> {
         let mut any = false;
         for member in self.space.members() {
@@ -444,11 +460,15 @@ impl Pool {
                 continue;
             }
             let Some(c) = candidates.iter().find(|c| c.label.device_id == member.device_id) else { continue };
+            any = true;
+            if self.gave_way(member.index) {
+                member.set_state(MemberState::Removed, "failed while it was being replaced");
+                continue;
+            }
             tracing::warn!(pool = %self.name, device = %c.path().display(), "was absent or failed; it is rebuilt before it counts");
             self.mark_stale(member.index);
             member.set_device(Some(c.device.clone()));
             member.set_state(MemberState::Rebuilding, "was absent or failed; being rebuilt");
-            any = true;
         }
         if any { self.commit() } else { Ok(()) }
     }

@@ -140,17 +140,37 @@ pub fn wipe(device: &Arc<dyn Device>) -> Result<()> {
 
 /// The valid uberblocks of a device, newest first.
 pub fn read_uberblocks(device: &Arc<dyn Device>, label: &Label) -> Vec<Uberblock> {
-    let mut list: Vec<Uberblock> = Vec::new();
-    let Ok(ring) = read_at(device, RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES) else { return list };
-    for slot in ring.chunks(SLOT_BYTES) {
-        match Uberblock::decode(slot) {
-            Ok(u) if u.pool_id == label.pool_id && u.device_id == label.device_id => list.push(u),
-            _ => {}
+    read_ring(device, label).0
+}
+
+/// The valid uberblocks of a device, newest first, and how many slots cannot be read.
+fn read_ring(device: &Arc<dyn Device>, label: &Label) -> (Vec<Uberblock>, usize) {
+    let (mut list, mut unreadable): (Vec<Uberblock>, usize) = (Vec::new(), 0);
+    let mut take = |slot: &[u8]| match Uberblock::decode(slot) {
+        Ok(u) if u.pool_id == label.pool_id && u.device_id == label.device_id => list.push(u),
+        _ => {}
+    };
+    match read_at(device, RING_OFFSET, RING_SLOTS as usize * SLOT_BYTES) {
+        Ok(ring) => {
+            ring.chunks(SLOT_BYTES).for_each(&mut take);
+            ring.keep();
+        }
+        // somewhere in it is a bad sector: that hides one slot, not all
+        Err(_) => {
+            let slots: Vec<_> = (0..RING_SLOTS).map(|slot| (layout::slot_offset(slot), SLOT_BYTES)).collect();
+            for (number, slot) in read_runs(device, &slots).into_iter().enumerate() {
+                match slot {
+                    Ok(slot) => take(&slot),
+                    Err(e) => {
+                        unreadable += 1;
+                        tracing::warn!("uberblock slot {number} cannot be read: {e}");
+                    }
+                }
+            }
         }
     }
-    ring.keep();
     list.sort_by_key(|u| std::cmp::Reverse((u.generation, u.txg)));
-    list
+    (list, unreadable)
 }
 
 /// A device that says it is a member.
@@ -161,6 +181,8 @@ pub struct Candidate {
     pub label: Label,
     /// Its uberblocks, newest first.
     pub uberblocks: Vec<Uberblock>,
+    /// Slots of its ring that cannot be read.
+    pub unreadable_slots: usize,
     /// Label copies that are damaged.
     pub damaged_labels: usize,
 }
@@ -174,8 +196,8 @@ impl Candidate {
         let copies = read_labels(&device);
         let damaged_labels = copies.iter().filter(|c| c.label.is_err()).count();
         let label = choose_label(copies)?;
-        let uberblocks = read_uberblocks(&device, &label);
-        Ok(Candidate { device, label, uberblocks, damaged_labels })
+        let (uberblocks, unreadable_slots) = read_ring(&device, &label);
+        Ok(Candidate { device, label, uberblocks, unreadable_slots, damaged_labels })
     }
 
     /// Where it is.

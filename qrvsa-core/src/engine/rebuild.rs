@@ -12,6 +12,7 @@ use super::Pool;
 use super::open::{Candidate, wipe, write_label};
 use super::status::{Job, JobKind, JobState};
 use crate::buf::BLOCK_SIZE;
+use crate::dataset::Host;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
@@ -86,7 +87,10 @@ impl Pool {
         }
         // what is in memory reaches it before it leaves
         self.commit()?;
-        member.set_state(MemberState::Offline, "taken offline by the administrator");
+        if !member.change_state(MemberState::Leaving, MemberState::Removed, "taken offline while it was being replaced")
+        {
+            member.set_state(MemberState::Offline, "taken offline by the administrator");
+        }
         self.commit()?;
         member.set_device(None);
         Ok(())
@@ -113,7 +117,7 @@ impl Pool {
         if candidate.label.device_id != member.device_id {
             fail!(Invalid, "{} is another member of the pool than {}", candidate.path().display(), member.path());
         }
-        if member.state() == MemberState::Removed {
+        if member.state() == MemberState::Removed || self.gave_way(member.index) {
             fail!(Invalid, "{} was replaced; use 'pool replace' to bring it in as a new device", member.path());
         }
         if candidate.damaged_labels > 0 {
@@ -127,6 +131,13 @@ impl Pool {
             member.set_state(MemberState::Rebuilding, "back in service, being rebuilt");
         }
         self.commit()
+    }
+
+    /// Whether a member's columns lie on another by now, which has yet to get all of what is in them.
+    pub(crate) fn gave_way(&self, index: u16) -> bool {
+        let groups = self.space.groups();
+        let any = |is: &dyn Fn(&ColumnEntry) -> bool| groups.iter().any(|g| g.columns.read().iter().any(is));
+        any(&|c| c.previous.is_some_and(|p| p.device == index)) && !any(&|c| c.place.device == index)
     }
 
     /// Marks every column on a member as one to rebuild. No writer is in flight when a group's turn comes.
@@ -152,8 +163,10 @@ impl Pool {
     /// Puts a new device in a member's place. The rebuild moves the contents.
     ///
     /// # Errors
-    /// `Invalid` for a device that is too small.
+    /// `Invalid` for a device that is too small, `Busy` when another came in at the same time. Nothing has changed then,
+    /// except on the new device.
     pub fn begin_replace(&self, old: &str, device: Arc<dyn Device>) -> Result<()> {
+        self.check_writable()?;
         let old = self.find_member(old)?;
         if old.state() == MemberState::Leaving {
             fail!(Invalid, "{} is being replaced already", old.path());
@@ -167,16 +180,7 @@ impl Pool {
                 layout::DEVICE_BYTES_MIN.div_ceil(1 << 20)
             );
         }
-        let needed = self.space.used_zones(old.index);
-        let have = u64::from(layout::zone_count(size_bytes, self.space.zone_shift));
-        if have < needed {
-            fail!(
-                Invalid,
-                "{path} is too small: {needed} zones of {} MiB are in use on {}, it has room for {have}",
-                (1u64 << self.space.zone_shift) >> 20,
-                old.path()
-            );
-        }
+        self.fits(&device, &old, self.space.used_zones(old.index))?;
         wipe(&device)?;
         let index = u16::try_from(self.space.members().len())
             .map_err(|_| Error::new(ErrorKind::Invalid, "the pool has had too many devices"))?;
@@ -208,11 +212,17 @@ impl Pool {
         write_label(&device, &label)?;
         // no commit makes or dissolves groups meanwhile
         let state = self.commit_state.lock();
-        self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
-        let old_serves = old.in_service();
-        if old_serves {
-            old.set_state(MemberState::Leaving, "being replaced");
+        // commits since the first look have made groups
+        if let Err(e) = self.still_replaceable(&old, index, &device) {
+            drop(state);
+            if let Err(e) = wipe(&device) {
+                tracing::warn!("the label of a device that was not taken could not be removed: {e}");
+            }
+            return Err(e);
         }
+        self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
+        let was = old.state();
+        let old_serves = old.in_service() && old.change_state(was, MemberState::Leaving, "being replaced");
         // until the columns are stored, an import reads the log on a device that gets no more of it
         self.log.pause_until_commit();
         for group in self.space.groups() {
@@ -235,6 +245,34 @@ impl Pool {
         }
         drop(state);
         self.commit()
+    }
+
+    /// Fails when a device has fewer zones than are needed for what is on another.
+    fn fits(&self, device: &Arc<dyn Device>, old: &Member, needed: u64) -> Result<()> {
+        let have = u64::from(layout::zone_count(device.info().size_bytes, self.space.zone_shift));
+        if have < needed {
+            fail!(
+                Invalid,
+                "{} is too small: {needed} zones of {} MiB are in use on {}, it has room for {have}",
+                device.info().path.display(),
+                (1u64 << self.space.zone_shift) >> 20,
+                old.path()
+            );
+        }
+        Ok(())
+    }
+
+    /// What has to hold when the columns of `old` begin to move to a device that becomes member `index`. The caller keeps
+    /// commits out.
+    fn still_replaceable(&self, old: &Member, index: u16, device: &Arc<dyn Device>) -> Result<()> {
+        if matches!(old.state(), MemberState::Leaving | MemberState::Removed) {
+            fail!(Invalid, "{} is being replaced already", old.path());
+        }
+        if self.space.members().len() != usize::from(index) {
+            fail!(Busy, "another device was brought in at the same time; try again");
+        }
+        let has_column = |g: &&Arc<Group>| g.columns.read().iter().any(|c| c.place.device == old.index);
+        self.fits(device, old, self.space.groups().iter().filter(has_column).count() as u64)
     }
 
     /// Whether columns wait to be rebuilt on members that are in service.
@@ -410,13 +448,14 @@ impl Pool {
         let mut gone = Vec::new();
         for member in self.space.members() {
             match member.state() {
-                MemberState::Rebuilding if member.in_service() && !stale_on.contains(&member.index) => {
-                    member.set_state(MemberState::Online, "");
-                    changed = true;
+                state @ MemberState::Rebuilding if member.in_service() && !stale_on.contains(&member.index) => {
+                    changed |= member.change_state(state, MemberState::Online, "");
                 }
-                MemberState::Leaving if !used.contains(&member.index) => {
-                    gone.push(member.device());
-                    member.set_state(MemberState::Removed, "replaced");
+                state @ MemberState::Leaving if !used.contains(&member.index) => {
+                    let device = member.device();
+                    if member.change_state(state, MemberState::Removed, "replaced") {
+                        gone.push(device);
+                    }
                     changed = true;
                 }
                 MemberState::Faulted | MemberState::Offline

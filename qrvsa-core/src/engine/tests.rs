@@ -23,6 +23,7 @@ mod check;
 mod full;
 mod hostile;
 mod replace;
+mod replay;
 mod share;
 mod slow;
 mod volumes;

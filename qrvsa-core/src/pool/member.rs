@@ -1,7 +1,9 @@
 //! A member of the pool: a device with its state and its error counters.
 //!
 //! A member is in service while the pool writes to it. One failed write or flush takes it out for good (until the
-//! administrator brings it back and it has been rebuilt): what it holds since then is never trusted without a checksum.
+//! administrator brings it back and it has been rebuilt): what it holds since then is never trusted without a checksum. One
+//! that fails while it is being replaced does not come back at all: nothing new would go there, and as a source it is as good
+//! as gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -97,6 +99,18 @@ impl Member {
         self.changed.store(true, Ordering::Release);
     }
 
+    /// Sets the state and says why, if it is still `from`: not if the member has failed meanwhile. Returns whether it did.
+    pub(crate) fn change_state(&self, from: MemberState, to: MemberState, message: &str) -> bool {
+        let mut words = self.words.lock();
+        if self.state() != from {
+            return false;
+        }
+        message.clone_into(&mut words.message);
+        self.state.store(to.code(), Ordering::Release);
+        self.changed.store(true, Ordering::Release);
+        true
+    }
+
     /// Its state, for an uberblock that is about to be written: from now on an import may find it listed so.
     pub(crate) fn list(&self) -> MemberState {
         // a fault comes before or after, and who sees the fault sees the list
@@ -148,14 +162,20 @@ impl Member {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Takes the member out of service after an error. Returns whether it was in service before.
+    /// Takes the member out of service after an error, for good if it was being replaced. Returns whether it was in service before.
     pub fn fail(&self, reason: &str) -> bool {
         let mut words = self.words.lock();
-        if !self.state().in_service() {
+        let state = self.state();
+        if !state.in_service() {
             return false;
         }
-        self.state.store(MemberState::Faulted.code(), Ordering::Release);
-        words.message = reason.to_owned();
+        if state == MemberState::Leaving {
+            self.state.store(MemberState::Removed.code(), Ordering::Release);
+            words.message = format!("failed while it was being replaced: {reason}");
+        } else {
+            self.state.store(MemberState::Faulted.code(), Ordering::Release);
+            words.message = reason.to_owned();
+        }
         self.changed.store(true, Ordering::Release);
         tracing::error!(device = %words.path, index = self.index, "device taken out of service: {reason}");
         true

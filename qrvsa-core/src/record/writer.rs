@@ -15,7 +15,7 @@ use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::device::{IoBatch, Outcome, Request};
 use crate::error::Result;
 use crate::fail;
-use crate::pool::format::entries::{Class, ZoneRef};
+use crate::pool::format::entries::{Class, ColumnEntry, ZoneRef};
 use crate::pool::group::Group;
 use crate::pool::member::Member;
 use crate::pool::space::Extent;
@@ -105,10 +105,16 @@ impl Flight<'_> {
 
 impl RecordStore {
     /// Fails when more columns of a group are out of service than it has parity. A column that is being moved is in service
-    /// as long as one of its two places is.
+    /// as long as its previous place is: the new one does not hold everything yet. Who goes on without both gives up what the
+    /// previous place may still have.
     pub(crate) fn check_writable(&self, group: &Group) -> Result<()> {
         let serves = |place: ZoneRef| self.space.member(place.device).is_some_and(|m| m.in_service());
-        let out = group.columns.read().iter().filter(|c| !serves(c.place) && !c.previous.is_some_and(serves)).count();
+        let holds = |c: &&ColumnEntry| match c.previous {
+            Some(previous) => serves(previous) || (!c.stale && serves(c.place)),
+            None => serves(c.place),
+        };
+        let columns = group.columns.read();
+        let out = columns.len() - columns.iter().filter(holds).count();
         if out > usize::from(group.parity) {
             fail!(Suspended, "{out} devices of block group {} are gone, it survives only {}", group.id, group.parity);
         }

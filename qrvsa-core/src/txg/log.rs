@@ -8,12 +8,14 @@
 //!
 //! A block is acknowledged only when it is on every column whose device an uberblock lists as in service that an import
 //! may find. When a device has failed since, a commit says so first, and makes the entries durable by itself. So each
-//! column that an import uses has all that was acknowledged, however few of the others answer then.
+//! column that an import uses has all that was acknowledged, however few of the others answer then. What only some have
+//! was not acknowledged; a replay that commits before its end gives it to the others first.
 //!
 //! Positions are virtual rows that only grow; the ring is `position % (segments * rows)`. A block never crosses the end
 //! of a segment.
 
 use crate::waits;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,15 +25,21 @@ use crate::buf::{AlignedBuf, BLOCK_SIZE, BufSlice};
 use crate::device::{IoBatch, Outcome, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
+use crate::pool::format::entries::ZoneRef;
 use crate::pool::format::uberblock::LogStart;
 use crate::pool::group::Group;
 use crate::pool::space::Space;
 use crate::record::store::WRITE_DEADLINE;
 use crate::txg::block::{self, BLOCK_ROWS_MAX, HEADER_BYTES};
-use crate::txg::read::LogReader;
+use crate::txg::read::{Block, LogReader};
 
 /// Longest entry in bytes that fits a block.
 pub const ENTRY_BYTES_MAX: usize = BLOCK_ROWS_MAX as usize * BLOCK_SIZE - HEADER_BYTES - 4;
+
+/// More blocks at the end of a log than a device can lack that an uberblock lists as in service. It gets none after it
+/// failed, and such a block lets no other be written before a commit. That of the group open at the failure may list the
+/// device, the next does not: it lacks two at most.
+const NOT_EVERYWHERE_MAX: usize = 4;
 
 /// Says how far the log must be durable for a caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -78,6 +86,8 @@ struct State {
     committed: u64,
     segments: Vec<Arc<Group>>,
     failed: Option<String>,
+    /// The blocks replayed last: their positions and sequence numbers.
+    replayed: VecDeque<(u64, u64, Arc<Block>)>,
 }
 
 /// What a replay found.
@@ -123,6 +133,7 @@ impl IntentLog {
                 committed: start.base_txg,
                 segments,
                 failed: None,
+                replayed: VecDeque::new(),
             }),
             changed: Condvar::new(),
             blocks_written: AtomicU64::new(0),
@@ -264,7 +275,7 @@ impl IntentLog {
     /// Writes one block to all columns of its segment. Only the current writer calls this.
     fn write_block(&self, payload: &[u8]) -> Result<()> {
         let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
-        let (group, row, header) = {
+        let (group, row, block) = {
             let mut state = self.state.lock();
             let per_segment = segment_rows(&self.space);
             let n = state.segments.len() as u64;
@@ -284,9 +295,30 @@ impl IntentLog {
             let header = block::header(self.pool_id, state.generation, state.sequence, state.committed, payload);
             state.position = position + rows;
             state.sequence += 1;
-            (group, (position % per_segment) as u32, header)
+            (group, (position % per_segment) as u32, (header, payload))
         };
-        let mut buf = AlignedBuf::zeroed(rows as usize * BLOCK_SIZE);
+        let (written, lacking) = self.send(&group, row, block, |_| true);
+        if written == 0 {
+            fail!(Suspended, "no device of the intent log could be written");
+        }
+        self.blocks_written.fetch_add(1, Ordering::Relaxed);
+        if lacking {
+            fail!(NoSpace, "a device that the uberblock lists as in service has left the intent log");
+        }
+        Ok(())
+    }
+
+    /// Writes a block (header and payload) to places of its segment, durably. Who does not take it is out of service.
+    /// Returns how many took it, and whether one that an import may find listed did not.
+    fn send(
+        &self,
+        group: &Group,
+        row: u32,
+        (header, payload): ([u8; HEADER_BYTES], &[u8]),
+        wanted: impl Fn(ZoneRef) -> bool,
+    ) -> (usize, bool) {
+        let rows = (HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE);
+        let mut buf = AlignedBuf::zeroed(rows * BLOCK_SIZE);
         buf[..HEADER_BYTES].copy_from_slice(&header);
         buf[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
         let slice = BufSlice::whole(Arc::new(buf));
@@ -295,7 +327,7 @@ impl IntentLog {
         let mut lacking = false;
         let _io = group.io.read();
         for column in group.columns.read().iter() {
-            for place in std::iter::once(column.place).chain(column.previous) {
+            for place in std::iter::once(column.place).chain(column.previous).filter(|place| wanted(*place)) {
                 let Some(member) = self.space.member(place.device) else { continue };
                 let Some(device) = member.device() else {
                     lacking |= member.is_listed();
@@ -320,14 +352,7 @@ impl IntentLog {
             member.count(&member.write_errors);
             member.fail(&reason);
         }
-        if written == 0 {
-            fail!(Suspended, "no device of the intent log could be written");
-        }
-        self.blocks_written.fetch_add(1, Ordering::Relaxed);
-        if lacking {
-            fail!(NoSpace, "a device that the uberblock lists as in service has left the intent log");
-        }
-        Ok(())
+        (written, lacking)
     }
 
     /// Acknowledges nothing more before a commit: the columns change, and the durable root names those that were. (The
@@ -343,6 +368,36 @@ impl IntentLog {
         let mut state = self.state.lock();
         state.generation = generation;
         state.reclaimed = state.position;
+        state.replayed.clear();
+    }
+
+    /// Gives the blocks replayed last to the columns that lack them. To be called before a commit in the middle of a replay
+    /// makes effects of them durable: an import without the devices that have such a block would find a part of its effects
+    /// under a log that ends before it. In order, so that what a device has stays the beginning of the log. Who does not take
+    /// a block is out of service, which the same commit says.
+    pub fn spread_replayed(&self) {
+        let (blocks, generation, segments) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.replayed), state.generation, state.segments.clone())
+        };
+        let per_segment = segment_rows(&self.space);
+        let mut reader = LogReader::new(&self.space, self.pool_id);
+        for (position, sequence, block) in blocks {
+            let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
+            let row = (position % per_segment) as u32;
+            let places: Vec<ZoneRef> = group.columns.read().iter().map(|c| c.place).collect();
+            let mut lacking = Vec::new();
+            for (column, place) in places.into_iter().enumerate() {
+                if reader.holds(group, column, row, generation, sequence) == Some(false) {
+                    lacking.push(place);
+                }
+            }
+            if !lacking.is_empty() {
+                let (committed, payload) = &*block;
+                let header = block::header(self.pool_id, generation, sequence, *committed, payload);
+                self.send(group, row, (header, payload), |place| lacking.contains(&place));
+            }
+        }
     }
 
     /// Reads the log from its start, handing every valid entry's bytes out in order, and leaves the log positioned behind
@@ -382,7 +437,15 @@ impl IntentLog {
                 return Ok(Replayed { blocks, missing: Some(committed) });
             }
             let rows = ((HEADER_BYTES + payload.len()).div_ceil(BLOCK_SIZE)) as u64;
-            for entry in block::entries(&payload) {
+            let block = Arc::new((committed, payload));
+            {
+                let mut state = self.state.lock();
+                state.replayed.push_back((position, sequence, block.clone()));
+                if state.replayed.len() > NOT_EVERYWHERE_MAX {
+                    state.replayed.pop_front();
+                }
+            }
+            for entry in block::entries(&block.1) {
                 each(entry?)?;
             }
             let mut state = self.state.lock();

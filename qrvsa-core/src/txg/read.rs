@@ -20,7 +20,7 @@ const FIRST_ROWS: u32 = 32;
 /// Rows read ahead after that.
 const CHUNK_ROWS: u32 = 512;
 
-/// The group that was durable when a block was written, and its payload.
+/// The group that was durable when a block was written, and the block's payload.
 pub(super) type Block = (u64, Vec<u8>);
 
 /// Rows of a column of the log.
@@ -138,6 +138,15 @@ impl<'a> LogReader<'a> {
         }
         tracing::warn!("the end of the intent log is where the other devices have it: {troubles}");
         Ok(None)
+    }
+
+    /// Whether a column has a block where others have it, as far as can be told; `None`: its device is not there.
+    pub fn holds(&mut self, group: &Group, column: usize, row: u32, generation: u64, sequence: u64) -> Option<bool> {
+        match self.look(group, column, row, generation, sequence, READ_DEADLINE) {
+            Found::Block(_) => Some(true),
+            Found::Other | Found::Failed | Found::Late => Some(false),
+            Found::Absent => None,
+        }
     }
 
     fn look(

@@ -166,7 +166,7 @@ fn a_new_device_that_dies_during_the_replacement_does_not_stop_the_pool() {
 }
 
 #[test]
-fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more() {
+fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_neither_a_source_nor_a_member_any_more() {
     let world = World::new(geometry(2, 1), 3, 80, 23);
     let mut files = fill(&world, 2000, 20);
     world.pool().commit().unwrap();
@@ -177,7 +177,8 @@ fn a_device_that_dies_while_it_is_replaced_and_comes_back_is_no_source_any_more(
     world.pool().commit().unwrap();
     world.disks[0].1.reappear();
     let candidate = Candidate::new(world.disks[0].0.clone()).unwrap();
-    world.pool().online("disk0", candidate).unwrap();
+    let error = world.pool().online("disk0", candidate).unwrap_err();
+    assert!(error.to_string().contains("was replaced"), "{error}");
     let job = world.rebuild();
     assert_eq!(job.state(), JobState::Finished, "{}", job.message());
     assert_eq!(world.scrub(), (0, 0, 0), "what the returned device missed was not taken from it");
@@ -523,4 +524,37 @@ fn halves_that_ran_apart_are_named_at_the_import_of_both() {
         assert_eq!(named, 1, "{warnings:?}");
     }
     assert_eq!(warnings.iter().filter(|w| w.contains("apart")).count(), 2, "{warnings:?}");
+}
+
+/// One bad sector of the ring hides the slot it lies in, and no other.
+#[test]
+fn an_uberblock_that_cannot_be_read_hides_no_other() {
+    for parity in [0, 1] {
+        let mut world = World::new(geometry(1, parity), 1 + parity as usize, 80, 50);
+        let mut files = fill(&world, 2000, 10);
+        (0..40).for_each(|_| world.pool().commit().unwrap());
+        let txg = world.pool().committed_txg();
+        world.pool().close().unwrap();
+        // an old one, in the middle of the ring, by one sector
+        let sector = layout::slot_offset(txg - 9) + 8192;
+        let bad = Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Read).within(sector..sector + 4096);
+        world.disks[0].1.inject(bad);
+        world.import(|_| true).unwrap_or_else(|e| panic!("parity {parity}: {e}"));
+        assert!(world.pool().committed_txg() > txg, "nothing was lost");
+        assert!(world.pool().space.members().iter().all(|m| m.state() == MemberState::Online), "parity {parity}");
+        let warnings = world.pool().status().warnings;
+        assert!(warnings.iter().any(|w| w.contains("disk0") && w.contains("cannot be read")), "{warnings:?}");
+        compare(&world, &files);
+        files.extend(fill(&world, 2100, 3));
+        // every slot is written anew
+        (0..layout::RING_SLOTS + 2).for_each(|_| world.pool().commit().unwrap());
+        world.check();
+        assert_eq!(world.scrub(), (0, 0, 0));
+        world.disks[0].1.clear_faults();
+        world.crash(CrashMode::LoseAll);
+        world.import(|_| true).unwrap();
+        compare(&world, &files);
+        let warnings = world.pool().status().warnings;
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
 }

@@ -87,7 +87,7 @@ fn what_is_not_answered_for_is_not_given_up_by_a_commit() {
 }
 
 /// Where the intent log lies on a disk.
-fn log_on(world: &World, disk: usize) -> Vec<std::ops::Range<u64>> {
+pub(super) fn log_on(world: &World, disk: usize) -> Vec<std::ops::Range<u64>> {
     let pool = world.pool();
     let mut ranges = Vec::new();
     for group in pool.log.segments() {
@@ -101,7 +101,7 @@ fn log_on(world: &World, disk: usize) -> Vec<std::ops::Range<u64>> {
     ranges
 }
 
-fn inject_at(world: &World, disk: usize, ranges: &[std::ops::Range<u64>], fault: &Fault) {
+pub(super) fn inject_at(world: &World, disk: usize, ranges: &[std::ops::Range<u64>], fault: &Fault) {
     ranges.iter().for_each(|range| world.disks[disk].1.inject(fault.clone().within(range.clone())));
 }
 
