@@ -118,7 +118,8 @@ pub(super) fn is_accounted_for(pool: &Pool, reserved_volumes: bool) -> Verdict<(
             return Err(format!("block group {}: {busy} rows are not free, {used} are used", group.id));
         }
     }
-    for member in members {
+    // nobody asks for the zones of a member that has left
+    for member in members.iter().filter(|m| m.state() != MemberState::Removed) {
         let (index, zones) = (member.index, u64::from(zone_count(member.size_bytes, space.zone_shift)));
         let (used, held) = (space.used_zones(index), held[usize::from(index)]);
         if used != held {
