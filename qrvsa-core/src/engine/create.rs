@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use super::open::{wipe, write_label};
 use super::pool::{Options, Parts, Pool};
+use crate::dataset::Host;
 use crate::device::Device;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::fail;
 use crate::fs::{FileSystem, FormatOptions};
+use crate::item::Intent;
 use crate::pool::format::entries::{Class, Content, DatasetEntry, DeviceEntry, MemberState};
 use crate::pool::format::label::{Label, NAME_BYTES_MAX};
 use crate::pool::format::layout;
@@ -147,6 +149,7 @@ impl Pool {
         }));
         pool.install_bitmap_loader();
         let begin = || {
+            pool.admit(Intent::Grow)?;
             pool.add_dataset("", ROOT_DATASET)?;
             pool.commit()?;
             devices.iter().zip(&labels).try_for_each(|(device, label)| write_label(device, label))
@@ -167,6 +170,8 @@ impl Pool {
         check_name(name, "filesystem")?;
         let _naming = self.naming.lock();
         let id = self.new_dataset_id(name)?;
+        // may commit, and may find no room: not once the filesystem is one of the pool's
+        self.admit(Intent::Grow)?;
         self.add_dataset(name, id)?;
         self.commit()
     }
@@ -197,11 +202,19 @@ impl Pool {
         }
     }
 
+    /// Puts a new filesystem in place. The caller has been admitted.
     fn add_dataset(self: &Arc<Self>, name: &str, id: u64) -> Result<()> {
         let mut entry = self.new_entry(name, id, Content::FileSystem);
         entry.properties = vec![("recordsize".to_owned(), RECORD_SIZE_DEFAULT.to_string())];
+        let options = FormatOptions { record_size: RECORD_SIZE_DEFAULT, ..FormatOptions::default() };
+        // no commit meanwhile: no state has the filesystem without its root directory
+        let _state = self.commit_state.lock();
         let dataset = self.attach_dataset(&entry)?;
-        FileSystem::format(&*dataset, FormatOptions { record_size: RECORD_SIZE_DEFAULT, ..FormatOptions::default() })?;
-        Ok(())
+        let tx = dataset.begin_unchecked();
+        let made = FileSystem::format_in(&*dataset, &tx, options);
+        if made.is_err() {
+            self.datasets.write().remove(&id);
+        }
+        made
     }
 }

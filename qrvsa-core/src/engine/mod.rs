@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod blobs;
 pub mod check;
+mod check_deep;
 pub mod commit;
 pub mod create;
 pub mod import;

@@ -279,7 +279,7 @@ impl Pool {
     /// Whether a commit would change anything on disk.
     pub(crate) fn has_work(&self) -> bool {
         self.dirty_bytes() > 0
-            || self.space.has_pending_frees()
+            || self.space.has_coming_frees()
             || !self.pool_items.lock().is_empty()
             || self.is_destroying()
             || self.space.members().iter().any(|m| m.changed.load(Ordering::Relaxed))
@@ -301,6 +301,7 @@ impl Pool {
             if reserved == 0 || !crowded || (room < least && !at_any_price) {
                 break;
             }
+            self.space.end_holds();
             self.commit_now()?;
         }
         Ok(())
@@ -449,6 +450,7 @@ impl Host for Pool {
                 if self.space.unclaimed() >= margin || !self.space_may_return() {
                     break;
                 }
+                self.space.end_holds();
                 self.commit_now()?;
             }
             if self.space.unclaimed() < self.space.cost_blocks(1) * 4 {

@@ -396,7 +396,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Rebuilds live rows from `row` on, as many as one lock is held for. Returns the row to go on with.
+    /// Rebuilds the rows in use from `row` on, as many as one lock is held for. Returns the row to go on with.
     pub(super) fn rebuild_piece(
         &self,
         job: &Job,
@@ -410,7 +410,8 @@ impl Pool {
         {
             let _io = group.io.write();
             // under each lock anew: meanwhile the group may have been dissolved, and others may have its zones
-            let runs = self.space.with_rows(group, |r| r.live.set_runs(row, end))?;
+            // (freed rows, too: somebody may still be reading them, and takes the column for whole when it is unmarked)
+            let runs = self.space.with_rows(group, |r| r.busy.set_runs(row, end))?;
             'piece: for run in runs {
                 let mut start = run.start;
                 while start < run.end {

@@ -196,12 +196,12 @@ impl Pool {
         }
     }
 
-    fn tree_after(&self, owner: u64) -> Option<u64> {
+    pub(super) fn tree_after(&self, owner: u64) -> Option<u64> {
         self.datasets.read().keys().find(|id| **id > owner).copied()
     }
 
     /// Walks a tree as readers see it now.
-    fn walk_tree(&self, owner: u64, from: Key, visitor: &mut dyn Visitor) -> Result<()> {
+    pub(super) fn walk_tree(&self, owner: u64, from: Key, visitor: &mut dyn Visitor) -> Result<()> {
         if owner == POOL_TREE {
             let root: Arc<Root> = self.root.load_full();
             return tree::walk(&*self.system as &dyn NodeStore, &root, from, visitor);

@@ -19,6 +19,7 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod cache;
+mod check;
 mod full;
 mod hostile;
 mod replace;
@@ -119,9 +120,10 @@ impl World {
 
     /// The objects of these tests are no files, which only the check of the filesystem minds.
     fn assert_consistent(&self, deep: bool) {
-        let mut report = self.pool().check(deep, &mut |_| ()).unwrap();
+        let mut report = self.pool().check(deep, &mut |_| true).unwrap();
         report.problems.retain(|p| !p.starts_with("tank: "));
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        assert_eq!(report.unfinished, None);
     }
 
     fn drop_caches(&self) {

@@ -186,7 +186,10 @@ impl Pool {
     fn claim(&self, dataset: u64, settings: &Settings, blocks: u64, name: &str) -> Result<()> {
         for _ in 0..3 {
             match self.claim_now(dataset, settings, blocks, name) {
-                Err(e) if e.kind() == ErrorKind::NoSpace && self.space_may_return() => self.commit_now()?,
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.space_may_return() => {
+                    self.space.end_holds();
+                    self.commit_now()?;
+                }
                 done => return done,
             }
         }

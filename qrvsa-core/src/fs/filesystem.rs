@@ -97,6 +97,15 @@ impl<S: Store> FileSystem<S> {
     /// # Errors
     /// `Exists` when there is one, `Invalid` for bad options, and those of the store.
     pub fn format(store: &S, options: FormatOptions) -> Result<()> {
+        let tx = store.begin(Intent::Grow)?;
+        Self::format_in(store, &tx, options)
+    }
+
+    /// The same in a transaction of the caller's.
+    ///
+    /// # Errors
+    /// As [`FileSystem::format`].
+    pub(crate) fn format_in(store: &S, tx: &S::Tx<'_>, options: FormatOptions) -> Result<()> {
         if !record_size_is_valid(options.record_size) {
             crate::fail!(Invalid, "record size {} is not a power of two from 4 KiB to 1 MiB", options.record_size);
         }
@@ -108,9 +117,8 @@ impl<S: Store> FileSystem<S> {
         root.uid = options.uid;
         root.gid = options.gid;
         root.parent = ROOT_INO;
-        let tx = store.begin(Intent::Grow)?;
-        store.put(&tx, SETTINGS_KEY, encode_settings(options.record_size), Log::Always);
-        store.put(&tx, inode_key(ROOT_INO), Arc::from(root.encode().as_slice()), Log::Always);
+        store.put(tx, SETTINGS_KEY, encode_settings(options.record_size), Log::Always);
+        store.put(tx, inode_key(ROOT_INO), Arc::from(root.encode().as_slice()), Log::Always);
         Ok(())
     }
 

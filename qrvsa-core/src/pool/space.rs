@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+mod hold;
+
 use parking_lot::{Mutex, RwLock};
 
 use super::bitmap::Bitmap;
@@ -20,6 +22,8 @@ use super::member::Member;
 use crate::buf::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
+
+pub use hold::Hold;
 
 /// Data and parity columns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -130,6 +134,8 @@ struct AllocState {
     moved_zones: Vec<Moved>,
     /// Zones given back, whose space a growing device may give back, too.
     discardable: Vec<ZoneRef>,
+    /// States that are kept whole while there is room.
+    holds: Vec<hold::Kept>,
     next_group: u32,
 }
 
@@ -435,6 +441,8 @@ impl Space {
         let free = i64::try_from(room).unwrap_or(i64::MAX);
         if before.saturating_add(amount) > free {
             self.reserved.fetch_sub(amount, Ordering::AcqRel);
+            // the next commits may bring what was held
+            self.end_holds();
             return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
         }
         Ok(())
@@ -675,6 +683,9 @@ impl Space {
     pub fn take_zone(&self, device: u16) -> Result<u32> {
         let mut alloc = self.alloc.lock();
         let zone = alloc.free_zones.get_mut(usize::from(device)).and_then(BTreeSet::pop_first);
+        if zone.is_none() {
+            self.end_holds_of(&mut alloc);
+        }
         self.capacity_changed();
         zone.ok_or_else(|| Error::new(ErrorKind::NoSpace, format!("no free zone on device {device}")))
     }
@@ -708,15 +719,20 @@ impl Space {
     /// # Errors
     /// When a bitmap cannot be read.
     pub fn commit_done(&self, txg: u64) -> Result<()> {
+        let unclaimed = self.unclaimed();
         let mut alloc = self.alloc.lock();
         // until now readers could still find these through the previous root
         let epoch = self.epoch.current();
         alloc.freed.iter_mut().filter(|f| f.txg <= txg && f.epoch == u64::MAX).for_each(|f| f.epoch = epoch);
         alloc.moved_zones.iter_mut().filter(|m| m.txg <= txg && m.epoch == u64::MAX).for_each(|m| m.epoch = epoch);
+        if self.holds_too_much(&alloc, unclaimed) {
+            self.end_holds_of(&mut alloc);
+        }
         self.epoch.try_advance();
+        let kept_from = alloc.kept_from();
         let (ready, waiting): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut alloc.freed)
             .into_iter()
-            .partition(|f| f.txg < txg && f.epoch != u64::MAX && self.epoch.passed(f.epoch));
+            .partition(|f| f.txg < txg && f.txg <= kept_from && f.epoch != u64::MAX && self.epoch.passed(f.epoch));
         alloc.freed = waiting;
         alloc.freed_blocks -= ready.iter().map(|f| u64::from(f.rows) * u64::from(f.width)).sum::<u64>();
         for f in &ready {
@@ -764,9 +780,16 @@ impl Space {
         self.capacity_changed();
     }
 
-    /// Whether rows wait to become available.
+    /// Whether rows wait to become available, those that are held included.
     pub fn has_pending_frees(&self) -> bool {
         !self.alloc.lock().freed.is_empty()
+    }
+
+    /// Whether rows become available with the next commits, as it stands.
+    pub fn has_coming_frees(&self) -> bool {
+        let alloc = self.alloc.lock();
+        let kept_from = alloc.kept_from();
+        alloc.freed.iter().any(|f| f.txg <= kept_from)
     }
 
     /// Dissolves data and metadata groups without any row in use; their zones come back when this commit is through.
@@ -842,7 +865,7 @@ mod tests {
     use super::super::format::entries::DeviceEntry;
     use super::*;
 
-    fn entry(size_bytes: u64) -> DeviceEntry {
+    pub(super) fn entry(size_bytes: u64) -> DeviceEntry {
         DeviceEntry {
             index: 0,
             device_id: 1,

@@ -440,7 +440,7 @@ impl Explorer<'_> {
         let options = Options { read_only: true, ..verify::options() };
         let session = verify::import(&bus, verify::environment(&clock, self.number), options, |_| true)
             .map_err(|e| format!("without its newest uberblock: {e}"))?;
-        let report = session.pool.check(true, &mut |_| ());
+        let report = session.pool.check(true, &mut |_| true);
         session.pool.abandon();
         let report = report.map_err(|e| format!("without its newest uberblock, the check: {e}"))?;
         if report.problem_count > 0 {

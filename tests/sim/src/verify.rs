@@ -92,9 +92,12 @@ pub fn volumes(session: &Session, models: &mut volumes::Models) -> std::result::
 /// # Errors
 /// What is wrong, in words.
 pub fn check(pool: &Arc<Pool>) -> std::result::Result<(), String> {
-    let report = pool.check(true, &mut |_| ()).map_err(|e| format!("the check failed: {e}"))?;
+    let report = pool.check(true, &mut |_| true).map_err(|e| format!("the check failed: {e}"))?;
     if report.problem_count > 0 {
         return Err(format!("the check found {}: {}", report.problem_count, report.problems.join("; ")));
+    }
+    if let Some(why) = report.unfinished {
+        return Err(format!("the check of a pool at rest did not come to its end: {why}"));
     }
     let (reserved, dirty) = (pool.space.reserved(), pool.dirty_bytes());
     if reserved != 0 || dirty != 0 {

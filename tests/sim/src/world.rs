@@ -6,6 +6,7 @@
 //! promise may get errors from everything, but never a byte that was not written there.
 
 mod life;
+mod room;
 mod suffer;
 mod volumes;
 
@@ -88,6 +89,31 @@ struct Inner {
     committed: u64,
     /// The power fails in the next rebuild.
     cut_rebuild: bool,
+    /// Members that give way to another for good.
+    replaced: BTreeSet<u16>,
+    habits: Habits,
+}
+
+/// What only some worlds do. The others are as they were before it was thought of: their seeds show what they showed.
+#[derive(Clone, Copy, Debug)]
+struct Habits {
+    /// A check after each import.
+    checks_imports: bool,
+    /// Checks while the workload goes on.
+    checks_at_work: bool,
+    /// A filesystem is made when the pool is full.
+    makes_when_full: bool,
+}
+
+impl Habits {
+    fn of(seed: u64) -> Habits {
+        let drawn = seed.wrapping_add(150).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Habits {
+            checks_imports: drawn.is_multiple_of(4),
+            checks_at_work: (drawn >> 8).is_multiple_of(4),
+            makes_when_full: (drawn >> 16).is_multiple_of(2),
+        }
+    }
 }
 
 /// A world.
@@ -129,6 +155,8 @@ pub fn run(seed: u64, say: bool) -> Outcome {
         rebuilding: false,
         committed: 0,
         cut_rebuild: false,
+        replaced: BTreeSet::new(),
+        habits: Habits::of(seed),
     };
     let world = World(Arc::new(Mutex::new(inner)));
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live(&plan, devices)));
@@ -324,6 +352,7 @@ impl Inner {
             Err(e) if is_full(&e) && !self.off() => {
                 let state = self.bus.0.lock().state;
                 self.table.count(Kind::Full, Target::Data, state);
+                self.is_crowded(room::wanted_bytes(action)).map_err(|why| format!("{action:?}: {why}"))?;
                 if pool.committed_txg() != committed {
                     self.models.iter_mut().for_each(|(name, m)| m.durable = full_before[name].clone());
                     self.allowed.clear();
@@ -404,9 +433,12 @@ impl Inner {
                 Ok(session) => {
                     self.settle_import_hits(Some(&session));
                     self.session = Some(session);
-                    let verdict = self.compare();
+                    self.compare()?;
+                    if self.habits.checks_imports {
+                        self.check_import()?;
+                    }
                     self.rest();
-                    return verdict;
+                    return Ok(());
                 }
                 Err(e) if e.kind() == ErrorKind::Exists && !self.bus.0.lock().disks.iter().all(|d| !d.swapped) => {
                     // two devices that say they are the same: the administrator takes the strange one away
@@ -524,10 +556,18 @@ impl Inner {
         if self.random.chance(1, 2) {
             return self.change_volumes();
         }
-        let pool = self.pool();
         let name = format!("fs{}", self.random.below(2));
+        self.change_filesystem(name)
+    }
+
+    /// The filesystem of this name comes, or goes if it is there.
+    fn change_filesystem(&mut self, name: String) -> Verdict<()> {
+        if self.off() || self.session.is_none() {
+            return Ok(());
+        }
+        let pool = self.pool();
         let before = self.full_state();
-        let uberblocks = self.bus.0.lock().uberblocks;
+        let (committed, uberblocks) = (pool.committed_txg(), self.bus.0.lock().uberblocks);
         let exists = self.models.contains_key(&name);
         let result = if exists {
             self.session.as_mut().expect("open").filesystems.remove(&name);
@@ -566,7 +606,15 @@ impl Inner {
                 }
                 self.bus.0.lock().off = true;
             }
-            Err(e) if is_full(&e) => {}
+            Err(e) if is_full(&e) => {
+                self.is_crowded(0).map_err(|why| format!("filesystem {name}: {why}"))?;
+                if pool.dataset(&name).is_some() != exists {
+                    return Err(format!("filesystem {name}: a part of it was made"));
+                }
+                if pool.committed_txg() != committed {
+                    self.all_durable();
+                }
+            }
             Err(e) => return Err(format!("making or removing a filesystem failed within the promise: {e}")),
         }
         self.rest();
@@ -649,6 +697,12 @@ impl Inner {
                     self.perforate(ino, i << 20, seed.is_multiple_of(2))?;
                 }
                 self.fill_reserved()?;
+                if self.habits.makes_when_full && !self.models.contains_key("full") {
+                    self.change_filesystem("full".to_owned())?;
+                    if seed.is_multiple_of(5) {
+                        self.bus.0.lock().off = true;
+                    }
+                }
                 for _ in 0..4 {
                     self.operate()?;
                 }

@@ -96,6 +96,65 @@ fn a_hole_in_every_record_of_a_full_pool_suspends_nothing() {
     }
 }
 
+/// A pool that has no room left, not for a block.
+fn full_world(seed: u64) -> World {
+    let world = World::new(geometry(2, 1), 3, 96, seed);
+    let volume = volume(&world, 16 << 10);
+    let end = fill_up(&volume);
+    let mut at = end;
+    while volume.write(at, &pattern(at, 4096), false).is_ok() {
+        at += 16 << 10;
+    }
+    world
+}
+
+#[test]
+fn a_filesystem_for_which_there_is_no_room_is_not_made() {
+    let mut world = full_world(24);
+    assert_eq!(world.pool().create_dataset("x").unwrap_err().kind(), ErrorKind::NoSpace);
+    assert!(world.pool().dataset("x").is_none(), "half of it is there");
+    for _ in 0..2 {
+        world.pool().commit().unwrap();
+        world.pool().close().unwrap();
+        world.import(|_| true).unwrap();
+        assert!(world.pool().dataset("x").is_none());
+        let report = world.pool().check(true, &mut |_| true).unwrap();
+        assert_eq!(report.problems, Vec::<String>::new());
+    }
+    world.pool().open_volume("v").unwrap().discard(0, 8 << 20).unwrap();
+    world.pool().create_dataset("x").unwrap();
+    FileSystem::open(world.pool().dataset("x").unwrap(), FsOptions::default()).unwrap();
+}
+
+/// With so much dirty data that admission commits.
+#[test]
+fn a_crash_while_a_filesystem_is_made_leaves_none_or_a_whole_one() {
+    let mut made = [0, 0];
+    for after in (0..120).step_by(3) {
+        let mut world = World::new(geometry(1, 1), 2, 96, after);
+        let mut at = 0;
+        while world.pool().dirty_bytes() < world.options.dirty_bytes_max() {
+            world.write(2000, at, &pattern(at, 1 << 20));
+            at += 1 << 20;
+        }
+        world.power.cut_after(after);
+        let done = world.pool().create_dataset("x");
+        world.crash(CrashMode::Random { seed: after });
+        world.import(|_| true).unwrap();
+        let dataset = world.pool().dataset("x");
+        assert!(done.is_err() || dataset.is_some(), "crash after {after}: it was made, and is gone");
+        made[usize::from(dataset.is_some())] += 1;
+        if let Some(dataset) = dataset {
+            FileSystem::open(dataset, FsOptions::default()).unwrap_or_else(|e| panic!("crash after {after}: {e}"));
+        }
+        world.check();
+        if world.pool().dataset("x").is_none() {
+            world.pool().create_dataset("x").unwrap();
+        }
+    }
+    assert!(made[0] > 0 && made[1] > 0, "{made:?}");
+}
+
 /// What a reserved volume gives back is promised to it at once, but can be used a commit later only.
 #[test]
 fn a_file_can_be_cut_in_a_full_pool_when_a_reserved_volume_has_just_given_space_back() {

@@ -26,7 +26,7 @@ impl World {
     }
 
     fn assert_checks(&self) {
-        let report = self.pool().check(true, &mut |_| ()).unwrap();
+        let report = self.pool().check(true, &mut |_| true).unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     }
 
@@ -632,12 +632,12 @@ fn a_check_finds_what_does_not_belong_to_a_volume() {
     };
     put(Key::new(1, crate::object::KIND_SPACE, 0), &7u64.to_le_bytes());
     put(Key::new(2000, 2, 0), b"?");
-    let report = world.pool().check(false, &mut |_| ()).unwrap();
+    let report = world.pool().check(false, &mut |_| true).unwrap();
     let text = report.problems.join("\n");
     assert!(text.contains("counts 7 blocks, its records have 2"), "{text}");
     assert!(text.contains("item of kind 2 of object 2000"), "{text}");
     put(crate::volume::settings_key(), &[0; 32]);
-    let report = world.pool().check(false, &mut |_| ()).unwrap();
+    let report = world.pool().check(false, &mut |_| true).unwrap();
     assert!(report.problems.iter().any(|p| p.contains("newer version")), "{:?}", report.problems);
 }
 

@@ -43,6 +43,9 @@ impl World {
             } else {
                 self.event()?;
             }
+            if self.with(|w| w.habits.checks_at_work) {
+                self.check_at_work()?;
+            }
             if self.with(|w| w.beyond) {
                 return self.end_beyond();
             }
@@ -58,6 +61,8 @@ impl World {
             drop(bus);
             if w.session.is_some() && !w.beyond {
                 verify::check(&w.pool())?;
+                let reserved = w.volumes.values().any(|v| v.spec.reserve);
+                super::room::is_accounted_for(&w.pool(), reserved)?;
             }
             Ok(())
         })
@@ -260,7 +265,10 @@ impl World {
                 let result = pool.begin_replace(&index.to_string(), w.bus.device(disk));
                 w.tell(|| format!("member {index} replaced by disk{disk}: {result:?}"));
                 match result {
-                    Ok(()) => w.all_durable(),
+                    Ok(()) => {
+                        w.replaced.insert(index);
+                        w.all_durable();
+                    }
                     Err(_) if w.off() || w.beyond => return Ok(()),
                     Err(e) => return Err(format!("a replacement failed within the promise: {e}")),
                 }
@@ -296,7 +304,10 @@ impl World {
             let result = pool.begin_replace(&index.to_string(), w.bus.device(disk));
             w.tell(|| format!("member {index}, which serves, gives way to disk{disk}: {result:?}"));
             match result {
-                Ok(()) => w.all_durable(),
+                Ok(()) => {
+                    w.replaced.insert(index);
+                    w.all_durable();
+                }
                 // whatever was to be durable then
                 Err(_) if w.off() => {
                     let full = w.full_state();
@@ -431,6 +442,56 @@ impl World {
         })
     }
 
+    /// A check with the workload running between its steps: what it reports is true, and it takes no room from anybody.
+    fn check_at_work(&self) -> Verdict<()> {
+        let Some(pool) = self.with(|w| w.session.as_ref().map(|s| s.pool.clone())) else { return Ok(()) };
+        if self.with(|w| w.off() || w.beyond) || pool.suspended().is_some() {
+            return Ok(());
+        }
+        let (deep, mut left) = self.with(|w| {
+            w.end_pause();
+            (w.random.chance(1, 2), 5 + w.random.below(20))
+        });
+        let report = pool.check(deep, &mut |_| {
+            self.with(|w| {
+                w.note_commits();
+                if left > 0 && w.problem.is_none() && !w.off() && w.session.is_some() && w.random.chance(1, 3) {
+                    left -= 1;
+                    let result = match w.random.below(3) {
+                        0 => w.commit(),
+                        _ => w.operate(),
+                    };
+                    if let Err(e) = result {
+                        w.problem = Some(format!("during a check: {e}"));
+                    }
+                }
+                w.end_pause();
+                w.problem.is_none() && !w.off()
+            })
+        });
+        self.with(|w| {
+            w.after_job();
+            w.rest();
+            w.tell(|| format!("check at work, deep {deep}: {report:?}"));
+            if let Some(problem) = w.problem.take() {
+                return Err(problem);
+            }
+            if w.off() {
+                return w.recover(None);
+            }
+            if w.beyond {
+                return Ok(());
+            }
+            let report = report.map_err(|e| format!("a check within the promise: {e}"))?;
+            // a scrub has to find what is wrong in columns of devices that suffered
+            let expected = |text: &String| deep && !w.tainted.is_empty() && text.ends_with("a scrub repairs them");
+            match report.problems.iter().find(|text| !expected(text)) {
+                Some(problem) => Err(format!("a check while the workload went on: {problem}")),
+                None => Ok(()),
+            }
+        })
+    }
+
     /// All devices are there, whole, and proven right.
     fn heal(&self) -> Verdict<()> {
         for round in 0..4 {
@@ -474,6 +535,11 @@ impl World {
                     .iter()
                     .all(|m| m.state() == MemberState::Removed || m.state() == MemberState::Online);
                 if clean && whole {
+                    let members = w.pool().space.members();
+                    let left = |index: &u16| members[usize::from(*index)].state() == MemberState::Removed;
+                    if let Some(index) = w.replaced.iter().find(|index| !left(index)) {
+                        return Err(format!("member {index} was replaced, and serves again"));
+                    }
                     w.tainted.clear();
                     w.rotten = false;
                     w.bus.0.lock().disks.iter_mut().for_each(|d| d.swapped = false);

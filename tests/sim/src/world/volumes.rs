@@ -67,6 +67,7 @@ impl Inner {
             Err(e) if is_full(&e) => {
                 let state = self.bus.0.lock().state;
                 self.table.count(Kind::Full, Target::Data, state);
+                self.is_crowded(super::room::wanted_by(&deed.verb)).map_err(|why| format!("{deed:?}: {why}"))?;
                 let reserved = self.volumes.get(&deed.volume).is_some_and(|v| v.spec.reserve);
                 let wants_room = matches!(deed.verb, Verb::Write { .. } | Verb::Pierce { .. } | Verb::Discard(..));
                 if reserved && wants_room && !self.beyond {

@@ -347,9 +347,15 @@ impl Engine for CoreEngine {
         let running = self.pool(pool)?;
         let total_bytes = if deep { running.pool.space.allocated_bytes().iter().sum() } else { 0 };
         progress(CheckProgress { done_bytes: 0, total_bytes, problems: 0 });
-        let report = running.pool.check(deep, &mut |done_bytes| {
-            progress(CheckProgress { done_bytes, total_bytes, problems: 0 });
-        })?;
+        let mut report = running
+            .pool
+            .check(deep, &mut |done_bytes| progress(CheckProgress { done_bytes, total_bytes, problems: 0 }))?;
+        if let Some(why) = &report.unfinished {
+            if report.problem_count == 0 {
+                fail!(Busy, "the check of pool '{pool}' is not complete: {why}");
+            }
+            report.problems.push(format!("the check is not complete: {why}"));
+        }
         let counts = [
             ("nodes", report.nodes),
             ("extents", report.extents),
