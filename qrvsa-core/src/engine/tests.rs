@@ -19,7 +19,9 @@ use crate::pool::space::Geometry;
 use crate::tree::Key;
 
 mod cache;
+mod close;
 mod full;
+mod heal;
 mod hostile;
 mod replace;
 mod share;
