@@ -426,7 +426,9 @@ impl Daemon {
             match self.end_mount(id, false) {
                 Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
                 Err(e) if e.kind == ErrorKind::NotFound => {}
-                other => other?,
+                // It is gone all the same.
+                Err(e) if e.kind == ErrorKind::Io && lazy => tracing::error!("{e}"),
+                other => other.inspect_err(|_| self.save_or_log())?,
             }
         }
         if !self.checks.stop(Some(pool), CHECK_STOP_TIMEOUT) {
@@ -595,11 +597,7 @@ impl Daemon {
                 .with_hint("`qrvsa pool destroy` destroys the whole pool"));
         }
         self.need_fs(name)?;
-        if let Some(mountpoint) = self.mounts.lock().mountpoints_of(name).first() {
-            let at = mountpoint.display();
-            return Err(ApiError::busy(format!("filesystem {name} is mounted on {at}"))
-                .with_hint(format!("`qrvsa umount {at}` first")));
-        }
+        self.need_unmounted(name)?;
         self.targets.need_unused_fs(name)?;
         if !force {
             return Err(ApiError::new(
