@@ -92,7 +92,7 @@ def test_unmount_while_shown_elsewhere(t):
     same((daemon.pools(), daemon.json("mount")), ([], []), "pools and mounts")
     refused_with(errno.EIO, lambda: write_file(os.path.join(place, "late"), b"x"))
     run(["umount", place])
-    daemon.cli("pool", "import", "--search", t.dir, "tank")
+    daemon.cli("pool", "import", "--search", t.path("disks"), "tank")
 
     # by a process with mounts of its own, as a container has
     pool.mount()
@@ -130,7 +130,7 @@ def test_writes_after_a_forced_export_fail(t):
         refused_with(errno.EIO, lambda: os.write(held, b"after"))
     refused_with(errno.EIO, lambda: os.fsync(held))
     os.close(held)
-    daemon.cli("pool", "import", "--search", t.dir, "tank")
+    daemon.cli("pool", "import", "--search", t.path("disks"), "tank")
     pool.mount()
     same(read_file(path), b"before", "contents")
     pool.check()
@@ -174,6 +174,7 @@ def test_unmount_says_what_could_not_be_stored(t):
     write_file(os.path.join(pool.mountpoint, "f"), b"x" * 100000)
     for device in pool.devices:
         os.truncate(device, 0)
+    wait_for(lambda: daemon.cli("pool", "sync", "tank", ok=False).rc != 0, 60, "the pool to stop writing")
     line = daemon.refused("unmounted, but", "umount", pool.mountpoint, timeout=SECONDS * 2)
     check("durable" in line, "%s", line)
     check(not is_mounted(pool.mountpoint), "it is still mounted")
