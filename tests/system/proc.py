@@ -39,9 +39,9 @@ def become_subreaper():
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def die_with_parent():
-    """For preexec_fn: the child is killed when its parent ends."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(how=signal.SIGKILL):
+    """For preexec_fn: the child is killed, or told to end, when its parent ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, how, 0, 0, 0)
 
 
 def run(cmd, timeout=60, ok=True, input=None, env=None, cwd=None):

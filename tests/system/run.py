@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Runs the system tests: one process per test, one line per test, nothing left behind.
 
-    run.py [--quick | --long] [--vm] [--list] [--keep] [--seed N] [--against DIR] [NAME...]
+    run.py [--quick | --long] [--vm] [--list] [--keep] [--seed N] [--lanes N] [--against DIR] [NAME...]
 
 NAME selects by substring of `file.test`. `--against DIR` runs those tests that need nothing but a directory on another
-filesystem: it checks the tests, not the program. `--vm` runs those that boot a guest, and no others. Ends with the line `N passed, N failed`, and exit status 1 if any failed.
+filesystem: it checks the tests, not the program. `--vm` runs those that boot a guest, and no others. `--lanes N` runs N tests
+at a time, those with the most patience first. Ends with the line `N passed, N failed`, and exit status 1 if any failed.
 
 A test has a deadline. When it passes, the daemons of the test are killed first, which frees whoever waits for their mounts.
 After each test, kept or failed, its processes, mounts and loop devices are gone; what a test that says it succeeded left
@@ -27,6 +28,7 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
+import lanes  # noqa: E402
 import proc  # noqa: E402
 from lib import Test, binary  # noqa: E402
 
@@ -110,11 +112,9 @@ class Runner:
         """(seconds, complaint or None)"""
         directory = os.path.join(self.run_dir, name)
         log = os.path.join(self.logs, name + ".log")
-        limit = (function.long_seconds if self.args.long else function.seconds) * proc.SLOWNESS
+        limit = patience(function, self.args.long) * proc.SLOWNESS
         cmd = [sys.executable, os.path.abspath(__file__), "--one", name, "--dir", directory, "--run-dir", self.run_dir]
-        cmd += ["--long"] if self.args.long else []
-        cmd += ["--against", self.args.against] if self.args.against else []
-        cmd += ["--seed", str(self.args.seed)] if self.args.seed is not None else []
+        cmd += options_of(self.args)
         begin = time.monotonic()
         complaint = None
         with open(log, "wb") as out:
@@ -173,15 +173,14 @@ class Runner:
             pass
         return left
 
-    def show(self, name):
-        """The ends of a failed test's logs."""
+    def tails(self, name):
+        """The ends of a failed test's logs, as lines."""
+        lines = []
         for path in sorted(glob.glob(os.path.join(self.logs, name + ".*log"))):
+            lines.append("--- %s" % os.path.basename(path))
             with open(path, errors="replace") as f:
-                tail = f.read().splitlines()[-25:]
-            print("    --- %s" % os.path.basename(path))
-            for line in tail:
-                print("    " + line[:400])
-        sys.stdout.flush()
+                lines += [line[:400] for line in f.read().splitlines()[-25:]]
+        return lines
 
     def reason(self, name, complaint):
         """Why a test failed, in one line: what it says itself; of one that did not end, where it was and how far it had come."""
@@ -196,11 +195,12 @@ class Runner:
         return text if len(text) <= 700 else text[:400] + " ... " + text[-300:]
 
     def finish(self, failed):
+        """Cleans up; the directory of the logs, if they are kept."""
         self.clean(self.run_dir)
         if failed or self.args.keep:
-            print("logs kept in %s" % self.logs)
-        else:
-            proc.remove_tree(self.run_dir)
+            return self.logs
+        proc.remove_tree(self.run_dir)
+        return None
 
 
 def sweep(base):
@@ -227,6 +227,32 @@ def sweep(base):
             os.unlink(os.path.join(run_dir, "runner"))
 
 
+def patience(function, long):
+    """The deadline of a test, in seconds, on a machine that has nothing else to do."""
+    return function.long_seconds if long else function.seconds
+
+
+def options_of(args):
+    """The options that a test's own process, and a lane, have to know."""
+    given = ["--long"] if args.long else []
+    given += ["--keep"] if args.keep else []
+    given += ["--against", args.against] if args.against else []
+    return given + (["--seed", str(args.seed)] if args.seed is not None else [])
+
+
+def end_on_signals():
+    """Being told to end means to clean up first."""
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def end(number, _):
+        for s in ends:  # a second one is not to break off the cleaning
+            signal.signal(s, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for s in ends:
+        signal.signal(s, end)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = p.add_mutually_exclusive_group()
@@ -236,16 +262,23 @@ def main():
     p.add_argument("--list", action="store_true", help="only list the tests and what they promise")
     p.add_argument("--keep", action="store_true", help="keep logs and directories")
     p.add_argument("--seed", type=int, help="repeat a random run")
+    p.add_argument("--lanes", type=int, default=1, metavar="N", help="this many tests at a time")
     p.add_argument("--against", metavar="DIR", help="run the tests that need only a directory, there")
     p.add_argument("names", nargs="*")
     for hidden in ("--one", "--dir", "--run-dir"):
         p.add_argument(hidden, help=argparse.SUPPRESS)
+    p.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors="backslashreplace")  # names of files may be anything
     if args.one:
         child(args)
-    tests = [(n, f, text) for n, f, text in discover()
+    found = discover()
+    if args.lane:
+        end_on_signals()
+        lanes.serve(Runner(args), {n: f for n, f, _ in found}, sys.stdin, sys.stdout)
+        return
+    tests = [(n, f, text) for n, f, text in found
              if (not args.names or any(x in n for x in args.names)) and (not args.against or f.anywhere)
              and (args.list or args.vm == f.vm)]
     if args.list:
@@ -262,34 +295,29 @@ def main():
             binary("qrvsad"), binary("qrvsa")
         except proc.Failure as e:
             sys.exit(str(e))
-    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    end_on_signals()
+    if args.lanes > 1:
+        # what takes longest is not to begin last
+        tests.sort(key=lambda test: -patience(test[1], args.long))
+    command = [sys.executable, os.path.abspath(__file__), "--lane"] + options_of(args)
+    done, failed = [], {}
 
-    def end(number, _):
-        for s in ends:  # a second one is not to break off the cleaning
-            signal.signal(s, signal.SIG_IGN)
-        sys.exit(128 + number)
+    def report(name, answer):
+        done.append(name)
+        complaint = answer["complaint"]
+        print("[%3d/%d] %-5s %7.1f s  %s%s" % (len(done), len(tests), "FAIL" if complaint else "ok", answer["seconds"], name,
+                                               "  (%s)" % complaint if complaint else ""), flush=True)
+        if complaint:
+            failed[name] = answer["reason"]
+            print("".join("    %s\n" % line for line in answer["log"]), end="", flush=True)
 
-    for s in ends:
-        signal.signal(s, end)
-    runner = Runner(args)
-    passed, failed = 0, {}
-    try:
-        for i, (name, function, _) in enumerate(tests):
-            seconds, complaint = runner.one(name, function)
-            print("[%3d/%d] %-5s %7.1f s  %s%s" % (i + 1, len(tests), "FAIL" if complaint else "ok", seconds, name,
-                                                   "  (%s)" % complaint if complaint else ""), flush=True)
-            if complaint:
-                failed[name] = runner.reason(name, complaint)
-                runner.show(name)
-            else:
-                passed += 1
-    finally:
-        runner.finish(failed)
+    for kept in lanes.spread(command, max(1, args.lanes), [name for name, _, _ in tests], report):
+        print("logs kept in %s" % kept)
     # once more, at the end, where who sees only the last lines finds it
     for name, reason in failed.items():
         print("failed: %s (%s)" % (name, reason))
-    print("%d passed, %d failed" % (passed, len(failed)))
-    sys.exit(1 if failed else 0)
+    print("%d passed, %d failed" % (len(done) - len(failed), len(failed)))
+    sys.exit(0 if len(done) == len(tests) and not failed else 1)
 
 
 if __name__ == "__main__":

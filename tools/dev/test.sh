@@ -78,7 +78,7 @@ clean=$(grep -cE '^(crash states: [0-9]+ explored|seeds: [0-9]+ run), 0 violatio
 count $rc "$clean" $((2 - clean))
 
 if part "release build" cargo build --release --locked -p qrvsa -p qrvsad -p qrvsa-tgt; then
-  part "system tests" python3 tests/system/run.py "--$mode"
+  part "system tests" python3 tests/system/run.py "--$mode" --lanes 2
   rc=$?
   count $rc "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $1 } END { print n + 0 }' "$log")" \
     "$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { n = $3 } END { print n + 0 }' "$log")"

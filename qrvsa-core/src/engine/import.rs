@@ -393,15 +393,21 @@ impl Pool {
         self.replaying.store(false, std::sync::atomic::Ordering::Release);
         self.rejoin(candidates)?;
         for c in candidates.iter().filter(|c| c.damaged_labels > 0) {
-            let in_service = self.space.members().iter().any(|m| m.device_id == c.label.device_id && m.in_service());
-            if in_service {
-                write_label(&c.device, &c.label)?;
-                self.warnings.lock().push(format!(
-                    "{} damaged label(s) of {} rewritten",
-                    c.damaged_labels,
-                    c.path().display()
-                ));
+            let Some(member) = self.space.members().into_iter().find(|m| m.device_id == c.label.device_id) else {
+                continue;
+            };
+            if !member.in_service() {
+                continue;
             }
+            let (n, path) = (c.damaged_labels, c.path().display());
+            // one of its labels can be read, or it would be no candidate: the others can wait for the next import
+            self.warnings.lock().push(match write_label(&c.device, &c.label) {
+                Ok(()) => format!("{n} damaged label(s) of {path} rewritten"),
+                Err(e) => {
+                    member.count(&member.write_errors);
+                    format!("{n} damaged label(s) of {path} could not be rewritten: {e}; 'pool replace' the device if that stays so")
+                }
+            });
         }
         Ok(())
     }

@@ -524,3 +524,27 @@ fn halves_that_ran_apart_are_named_at_the_import_of_both() {
     }
     assert_eq!(warnings.iter().filter(|w| w.contains("apart")).count(), 2, "{warnings:?}");
 }
+
+#[test]
+fn a_label_that_cannot_be_rewritten_does_not_keep_the_pool_away() {
+    for disks in [1, 3] {
+        let mut world = World::new(geometry(1, u32::from(disks > 1)), disks, 64, 1);
+        world.write(1, 0, &pattern(1, 10_000));
+        world.pool().close().unwrap();
+        let disk = &world.disks[disks - 1];
+        let first = layout::label_offsets(disk.0.info().size_bytes)[0];
+        let sector = first..first + 4096;
+        disk.1.inject(Fault::new(Effect::Fail { errno: 5 }).on(Operation::Read).within(sector.clone()));
+        disk.1.inject(Fault::new(Effect::Fail { errno: 5 }).on(Operation::Write).within(sector));
+        world.import(|_| true).unwrap();
+        let warnings = world.pool().status().warnings;
+        assert!(warnings.iter().any(|w| w.contains("could not be rewritten")), "{warnings:?}");
+        assert_eq!(world.pool().space.members()[disks - 1].state(), MemberState::Online);
+        assert_eq!(world.read(1, 0, 10_000).unwrap(), pattern(1, 10_000));
+        world.check();
+        world.disks[disks - 1].1.clear_faults();
+        world.import(|_| true).unwrap();
+        let warnings = world.pool().status().warnings;
+        assert!(!warnings.iter().any(|w| w.contains("could not")), "{warnings:?}");
+    }
+}
