@@ -79,6 +79,19 @@ fn configuration_changes_hold_from_the_next_login_on() {
 }
 
 #[test]
+fn a_closed_service_takes_nobody_new() {
+    let bench = Bench::new();
+    let mut stays = bench.session(&[]);
+    bench.service.set_open(false);
+    assert!(!bench.service.is_open());
+    assert!(bench.connect().closed());
+    assert_eq!(stays.run(READ, 512, &read10(0, 1), &[]).0.status(), 0);
+    bench.service.set_open(true);
+    let other = || Initiator { name: "iqn.2026-01.test:second".into(), ..bench.connect() };
+    assert_eq!(other().login(&[]), 0);
+}
+
+#[test]
 fn send_targets_tells_what_one_may_see() {
     let bench = Bench::new();
     let more = |name: &str, tid, change: fn(&mut TargetConfig)| {

@@ -3,7 +3,7 @@ import os
 import re
 
 import iscsi
-from lib import MIB, Daemon, binary, check, options, run, same
+from lib import MIB, Daemon, Failure, binary, check, options, run, same
 
 OURS, THEIRS = "ours", "tgt's own"
 
@@ -200,6 +200,78 @@ def test_errors_of_tgt(t):
         same((result.rc, "Transport endpoint is not connected" in result.err), (107, True), "exit without a daemon: " + result.err)
 
 
+def unit_shown(tgt, lun):
+    """What target show says of a LUN of target 1."""
+    text = tgt("--mode target --op show").split("        LUN: %d\n" % lun)[1].split("        LUN: ")[0]
+    return dict(re.findall(r"^            ([^:\n]+): (.*)$", text, re.M))
+
+
+@options(seconds=60)
+def test_a_medium_that_initiators_eject(t):
+    """What initiators do to a medium is shown: locked, write-protected, ejected; online=1 loads it again."""
+    port = iscsi.free_port()
+    daemon, tgt = start(t, port)
+    iqn, disk = "iqn.2026-01.test:cd", t.disk("a", 16 * MIB)
+    tgt("--mode target --op new --tid 1 --targetname " + iqn)
+    tgt("--mode lu --op new --tid 1 --lun 1 -b " + disk)
+    tgt("--mode lu --op update --tid 1 --lun 1 --params removable=1")
+    tgt("--mode target --op bind --tid 1 -I ALL")
+    initiator = iscsi.Initiator(port, iqn).settle(1)
+
+    def shown():
+        unit = unit_shown(tgt, 1)
+        return tuple(unit[key] for key in ("Online", "Prevent removal", "SWP"))
+
+    def state():
+        lun = daemon.json("target", "show", iqn)["luns"][0]
+        return lun["state"], bool(lun["message"])
+
+    same((shown(), state()), (("Yes", "No", "No"), ("online", False)), "at first")
+    initiator.command(1, [0x1e, 0, 0, 0, 1, 0])
+    same(shown(), ("Yes", "Yes", "No"), "locked")
+    initiator.command(1, [0x1e, 0, 0, 0, 0, 0])
+    page = bytearray(initiator.command(1, [0x1a, 8, 0x0a, 0, 255, 0], expect=255)[4:16])
+    page[0] &= 0x3f
+    page[4] |= 8
+    initiator.command(1, [0x15, 0x10, 0, 0, 16, 0], bytes(4) + bytes(page))
+    same(shown(), ("Yes", "No", "Yes"), "write-protected")
+    page[4] &= ~8
+    initiator.command(1, [0x15, 0x10, 0, 0, 16, 0], bytes(4) + bytes(page))
+    initiator.command(1, [0x1b, 0, 0, 0, 2, 0])
+    same((shown(), state()), (("No", "No", "No"), ("offline", True)), "ejected")
+    tgt("--mode lu --op update --tid 1 --lun 1 --params online=1")
+    same((shown(), state()), (("Yes", "No", "No"), ("online", False)), "loaded again")
+    initiator.settle(1).read(1, 0)
+    initiator.close()
+
+
+@options(seconds=60)
+def test_an_offline_system(t):
+    """While the system is offline nobody new gets in, and whoever is there stays; every start is ready."""
+    port = iscsi.free_port()
+    daemon, tgt = start(t, port)
+    iqn = "iqn.2026-01.test:s"
+    tgt("--mode target --op new --tid 1 --targetname " + iqn)
+    tgt("--mode lu --op new --tid 1 --lun 1 -b " + t.disk("a", 16 * MIB))
+    tgt("--mode target --op bind --tid 1 -I ALL")
+    stays = iscsi.Initiator(port, iqn).settle(1)
+    tgt("--mode sys --op update --name State --value offline")
+    check("    State: offline\n" in tgt("--mode sys --op show"), "sys show does not say so")
+    try:
+        iscsi.Initiator(port, iqn, "new", isid=2)
+        raise Failure("somebody got in")
+    except (ConnectionError, BrokenPipeError):
+        pass
+    stays.read(1, 0)
+    tgt("--mode sys --op update --name State --value ready")
+    iscsi.Initiator(port, iqn, "new", isid=2).settle(1).close()
+    tgt("--mode sys --op update --name State --value offline")
+    stays.close()
+    daemon.restart()
+    check("    State: ready\n" in tgt("--mode sys --op show"), "sys show after a restart")
+    iscsi.Initiator(port, iqn).settle(1).close()
+
+
 @options(seconds=60)
 def test_the_socket_takes_anything(t):
     """Garbage, half requests and impossible lengths on the management socket hurt nobody; others are refused by user id."""
@@ -256,6 +328,7 @@ def test_tgt_admin_and_cinder(t):
     dump = tgt.admin("--dump")
     check("<target %s>" % iqn in dump and path in dump and "incominguser cinder" in dump, "dump:\n%s", dump)
     info = daemon.json("target", "show", iqn)
+    check(info["luns"][0]["options"]["write_through"], "bsoflags sync is lost to write-cache on")
     same((info["tid"], info["acl"], [u["name"] for u in info["users"]]), (int(tid), ["all"], ["cinder"]), "what the daemon has")
     tgt.admin("--offline", iqn)
     check(daemon.json("target", "show", iqn)["offline"], "not offline")

@@ -34,7 +34,7 @@ mod watch;
 pub use alua::{AccessState, Alua, PortGroup};
 pub use config::{DeviceType, ModePage, UnitConfig};
 pub use stats::{LATENCY_BOUNDS_US, UnitStats};
-pub use units::TargetUnits;
+pub use units::{MediumState, TargetUnits};
 
 use std::sync::Arc;
 

@@ -28,7 +28,21 @@ use crate::backing::{Backing, NullBacking};
 /// How long the removal of a unit or a medium waits for the commands that it ends.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is stored of a unit.
+const STORED: [&str; 3] = ["reservations", "modes", "sanitize"];
+
 type Units = BTreeMap<u64, Arc<Unit>>;
+
+/// What initiators have made of a unit's medium.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MediumState {
+    /// It is ejected (START STOP UNIT), or there is none.
+    pub ejected: bool,
+    /// Somebody prevents its removal (PREVENT ALLOW MEDIUM REMOVAL).
+    pub removal_prevented: bool,
+    /// It is write-protected by software (SWP of the control mode page).
+    pub write_protected: bool,
+}
 
 /// A target's logical units: configured here, served to sessions as a [`DeviceServer`].
 pub struct TargetUnits {
@@ -204,14 +218,7 @@ impl TargetUnits {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.attend_all(Attention::LUNS_CHANGED, None);
-        if let Some(store) = self.persistence.as_ref().filter(|_| !unit.shape().unavailable) {
-            for kind in ["reservations", "modes", "sanitize"] {
-                if store.get(&self.key(kind, number))?.is_some_and(|bytes| !bytes.is_empty()) {
-                    store.put(&self.key(kind, number), &[])?;
-                }
-            }
-        }
-        Ok(())
+        if unit.shape().unavailable { Ok(()) } else { self.forget_stored(number) }
     }
 
     /// Changes the configuration of a live unit. Initiators hear what concerns them.
@@ -286,6 +293,30 @@ impl TargetUnits {
         unit.set_medium(EJECTED);
         unit.ranges.drain(REMOVAL_PATIENCE);
         unit.shape().backing.flush().map_err(|f| f.text)
+    }
+
+    /// Loads the medium of a removable unit again that was ejected, and initiators hear of it; nothing where it is loaded.
+    ///
+    /// # Errors
+    /// There is no such unit, or it is not removable.
+    pub fn reload_medium(&self, number: u64) -> Result<(), String> {
+        let _changing = self.changing.lock();
+        let unit = self.removable(number)?;
+        if unit.medium() & EJECTED != 0 {
+            unit.set_medium(0);
+            unit.attend(Attention::MEDIUM_CHANGED, |_| true);
+        }
+        Ok(())
+    }
+
+    /// The state of a unit's medium now.
+    #[must_use]
+    pub fn medium(&self, number: u64) -> Option<MediumState> {
+        self.unit(number).map(|unit| MediumState {
+            ejected: unit.medium() & EJECTED != 0,
+            removal_prevented: unit.removal_prevented(),
+            write_protected: unit.pages.read().write_protect(),
+        })
     }
 
     fn removable(&self, number: u64) -> Result<Arc<Unit>, String> {
@@ -387,13 +418,25 @@ impl TargetUnits {
         Keeper { store: self.persistence.clone(), key: self.key("sanitize", number) }
     }
 
-    /// Forgets what an earlier unit of that number has left unfinished of a SANITIZE or FORMAT UNIT: before a unit is added that is not
-    /// that one again.
+    /// Forgets what is stored of an earlier unit of that number: reservations, mode pages, what is unfinished of a SANITIZE or FORMAT
+    /// UNIT. Before a unit is added that is not that one again.
     ///
     /// # Errors
     /// The store, in words.
-    pub fn forget_unfinished(&self, number: u64) -> Result<(), String> {
-        self.sanitize_keeper(number).clear()
+    pub fn forget_stored(&self, number: u64) -> Result<(), String> {
+        let Some(store) = &self.persistence else { return Ok(()) };
+        for key in self.stored_keys(number) {
+            if store.get(&key)?.is_some_and(|bytes| !bytes.is_empty()) {
+                store.put(&key, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys under which [`Persistence`] has what is stored of a unit.
+    #[must_use]
+    pub fn stored_keys(&self, number: u64) -> [String; 3] {
+        STORED.map(|kind| self.key(kind, number))
     }
 
     fn key(&self, kind: &str, number: u64) -> String {

@@ -11,7 +11,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     targets: RwLock<BTreeMap<IscsiName, Arc<Target>>>,
     pub(crate) discovery: RwLock<Arc<DiscoveryConfig>>,
     portals: Mutex<Vec<Portal>>,
+    /// New connections are closed at once.
+    pub(crate) closed: AtomicBool,
     pub(crate) gate: Gate,
     pub(crate) workers: Arc<Workers>,
     pub(crate) budget: Arc<Budget>,
@@ -74,6 +76,7 @@ impl Service {
             targets: RwLock::default(),
             discovery: RwLock::default(),
             portals: Mutex::default(),
+            closed: AtomicBool::new(false),
             gate: Gate::new(limits.half_open_max),
             workers: Workers::new(limits.workers_max),
             budget: Budget::new(limits.data_out_bytes_max),
@@ -137,6 +140,17 @@ impl Service {
     #[must_use]
     pub fn portals(&self) -> Vec<PortalInfo> {
         self.inner.portals.lock().iter().map(|p| p.info.clone()).collect()
+    }
+
+    /// Whether new connections are taken, on all portals; else they are closed at once. Those that are there go on.
+    pub fn set_open(&self, open: bool) {
+        self.inner.closed.store(!open, Ordering::Release);
+    }
+
+    /// Whether new connections are taken.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.inner.closed.load(Ordering::Acquire)
     }
 
     /// Sets what holds for discovery sessions from now on.

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -70,6 +71,9 @@ fn accept_all(service: &Weak<Inner>, listener: &TcpListener, portal: &PortalInfo
         match listener.accept() {
             Ok((socket, peer)) => {
                 let Some(service) = service.upgrade() else { return };
+                if service.closed.load(Ordering::Acquire) {
+                    continue;
+                }
                 let Ok(local) = socket.local_addr() else { continue };
                 let _ = socket.set_nonblocking(false);
                 let Some(gate) = service.gate.came(&socket, service.clock.now() + service.limits.login_timeout) else {

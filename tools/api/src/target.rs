@@ -208,7 +208,7 @@ state! {
     LunState {
         /// Serves.
         Online = "online",
-        /// Switched off.
+        /// Switched off, or without its medium.
         Offline = "offline",
         /// Its storage is not there.
         Unavailable = "unavailable",
@@ -224,7 +224,7 @@ pub struct LunInfo {
     pub source: LunSource,
     /// State.
     pub state: LunState,
-    /// Why it is unavailable.
+    /// Why it does not serve, where there is more to say than its state.
     #[serde(default)]
     pub message: String,
     /// Size, bytes; 0 while unavailable.
@@ -236,6 +236,12 @@ pub struct LunInfo {
     /// Shows thin provisioning.
     #[serde(default)]
     pub thin: bool,
+    /// An initiator prevents the removal of its medium.
+    #[serde(default)]
+    pub removal_prevented: bool,
+    /// An initiator has write-protected it.
+    #[serde(default)]
+    pub write_protected: bool,
     /// As set.
     #[serde(default)]
     pub options: LunOptions,

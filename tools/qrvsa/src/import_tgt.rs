@@ -103,7 +103,8 @@ fn lun_options(lun: &Lun, notes: &mut Vec<String>) -> Result<LunOptions, String>
             "bs-type" if matches!(value.as_str(), "rdwr" | "aio" | "null") => {}
             "bs-type" => return Err(bad("there are rdwr, aio and null only")),
             "block-size" => o.block_bytes = Some(value.parse().map_err(|_| bad("is no number"))?),
-            "write-cache" => o.write_through = value.eq_ignore_ascii_case("off"),
+            // Either of them is enough.
+            "write-cache" => o.write_through |= value.eq_ignore_ascii_case("off"),
             "bsoflags" => o.write_through |= value.split(':').any(|flag| flag == "sync"),
             "scsi_id" => o.scsi_id = text(),
             "scsi_sn" => o.serial = text(),
@@ -298,6 +299,13 @@ mod tests {
         let plan = plan(&configuration.targets[0], &mut Vec::new()).unwrap();
         assert_eq!(plan.luns[0].source, LunSource::File("/srv/a.img".into()));
         assert!(plan.luns[1].options.write_through && plan.luns[1].lun == Some(5));
+        // Cinder's own template
+        let cinder = dir.path().join("cinder.conf");
+        let text =
+            "<target iqn.2026-01.test:c>\n backing-store /srv/c.img\n bsoflags sync\n write-cache on\n</target>\n";
+        std::fs::write(&cinder, text).unwrap();
+        let synced = super::plan(&load(&cinder).unwrap().targets[0], &mut Vec::new()).unwrap();
+        assert!(synced.luns[0].options.write_through);
         assert_eq!(plan.acl, [AclRule::All]);
         assert!(!describe(&plan).contains("secret"));
         assert!(load(&dir.path().join("none")).is_err());

@@ -76,6 +76,8 @@ pub fn target(target: &TargetInfo) -> String {
             (lun.options.read_only, "read-only"),
             (lun.options.removable, "removable"),
             (lun.options.write_through, "write-through"),
+            (lun.write_protected, "write-protected"),
+            (lun.removal_prevented, "not to be removed"),
         ]
         .into_iter()
         .filter_map(|(set, name)| set.then_some(name))

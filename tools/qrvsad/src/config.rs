@@ -30,6 +30,9 @@ const MEMORY_DEFAULT_MAX: u64 = 4 << 30;
 const MEMORY_MIN: u64 = 32 << 20;
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
 const URGENT_PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+const STORAGE_PATIENCE: Duration = Duration::from_secs(20);
+const CHECK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The configuration, checked, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,12 @@ pub struct Config {
     pub unmount_patience: Duration,
     /// How long the clean end may take once it is urgent. Not a key of the file.
     pub urgent_patience: Duration,
+    /// How long a request about targets that is under way is waited for at the daemon's end. Not a key of the file.
+    pub request_patience: Duration,
+    /// How long the storage of a LUN is waited for at the start, before the LUN is unavailable. Not a key of the file.
+    pub storage_patience: Duration,
+    /// How long export and destroy wait for a running check to give up. Not a key of the file.
+    pub check_patience: Duration,
 }
 
 /// The file as written.
@@ -148,6 +157,9 @@ impl Config {
             low_latency: file.low_latency.unwrap_or(true),
             unmount_patience: UNMOUNT_PATIENCE,
             urgent_patience: URGENT_PATIENCE,
+            request_patience: REQUEST_PATIENCE,
+            storage_patience: STORAGE_PATIENCE,
+            check_patience: CHECK_PATIENCE,
         })
     }
 
@@ -211,6 +223,9 @@ mod tests {
                 low_latency: false,
                 unmount_patience: Duration::from_secs(5),
                 urgent_patience: Duration::from_secs(5),
+                request_patience: Duration::from_secs(5),
+                storage_patience: Duration::from_secs(20),
+                check_patience: Duration::from_secs(20),
             }
         );
     }

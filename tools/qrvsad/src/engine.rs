@@ -173,7 +173,7 @@ pub trait Engine: Send + Sync + 'static {
     fn remove_blob(&self, pool: &str, name: &str) -> Result<()>;
 
     /// Checks a pool, read-only, while it is in use. Calls `progress` at least once a second; when it returns false, the
-    /// check ends soon, with whatever result.
+    /// check ends soon. A report is of a check that went through; one that ended early is an error.
     fn check(&self, pool: &str, deep: bool, progress: &mut dyn FnMut(CheckProgress) -> bool) -> Result<CheckReport>;
 
     /// Where the contents of a file lie, by file offset, then column. What is not on a device yet is left out.

@@ -136,6 +136,7 @@ impl Check {
     fn run(&self, engine: &dyn Engine) {
         let started = Instant::now();
         let pool = self.info.lock().pool.clone();
+        let mut told_to_end = false;
         let mut progress = |p: crate::engine::CheckProgress| {
             let mut info = self.info.lock();
             info.done_bytes = p.done_bytes;
@@ -145,7 +146,8 @@ impl Check {
             info.rate_bytes_per_s = p.done_bytes.saturating_mul(1000) / elapsed_ms;
             info.eta_s = (p.total_bytes > 0 && info.rate_bytes_per_s > 0)
                 .then(|| p.total_bytes.saturating_sub(p.done_bytes) / info.rate_bytes_per_s);
-            !self.stop.load(Ordering::Relaxed)
+            told_to_end = self.stop.load(Ordering::Relaxed);
+            !told_to_end
         };
         // A panic in the checker must not leave a job that runs for ever.
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| engine.check(&pool, self.deep, &mut progress)));
@@ -153,16 +155,17 @@ impl Check {
         info.eta_s = None;
         info.finished_unix_s = Some(unix_now_s());
         match result {
-            _ if self.stop.load(Ordering::Relaxed) => {
-                info.state = JobState::Stopped;
-                info.message = "stopped before its end".to_owned();
-            }
+            // Whatever it was told: it went through, and this is what it found.
             Ok(Ok(report)) => {
                 info.state = JobState::Finished;
                 info.errors_found = u64::try_from(report.problems.len()).unwrap_or(u64::MAX);
                 info.total_bytes = info.total_bytes.max(info.done_bytes);
                 info.done_bytes = info.total_bytes;
                 info.report = Some(report);
+            }
+            Ok(Err(_)) if told_to_end => {
+                info.state = JobState::Stopped;
+                info.message = "stopped before its end".to_owned();
             }
             Ok(Err(e)) => {
                 info.state = JobState::Failed;

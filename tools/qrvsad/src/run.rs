@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::daemon::Daemon;
@@ -58,7 +58,7 @@ pub async fn run(
         .listener()
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(|e| format!("cannot accept connections: {e}"))?;
-    let urgent_patience = config.urgent_patience;
+    let (urgent_patience, request_patience) = (config.urgent_patience, config.request_patience);
     let daemon = Daemon::new(engine, mounter, config, state);
     let (ready_sender, ready) = watch::channel(false);
     let (drain_sender, mut drain) = watch::channel(false);
@@ -103,7 +103,9 @@ pub async fn run(
     tracing::info!("stopping");
     notify(&[NotifyState::Stopping, NotifyState::Status("unmounting and exporting")]);
     daemon.begin_stop();
-    drop(tgt);
+    if let Some(tgt) = tgt {
+        end_tgt(tgt, request_patience).await;
+    }
     let _ = ready_sender.send(true);
     let _ = drain_sender.send(true);
     let urgent = Arc::new(AtomicBool::new(false));
@@ -141,6 +143,20 @@ fn serve_tgt(daemon: &Arc<Daemon>) -> Option<TgtServer> {
             tracing::error!("tgt's programs cannot manage targets: {problem}");
             None
         }
+    }
+}
+
+/// Ends tgt's management socket. A request that hangs is waited for so long: it must not hold up the daemon's end.
+async fn end_tgt(server: TgtServer, patience: Duration) {
+    let (sender, ended) = oneshot::channel();
+    let end = move || {
+        drop(server);
+        let _ = sender.send(());
+    };
+    if let Err(e) = std::thread::Builder::new().name("qrvsa-tgt-end".to_owned()).spawn(end) {
+        tracing::warn!("tgt's management socket cannot be ended: {e}");
+    } else if tokio::time::timeout(patience, ended).await.is_err() {
+        tracing::warn!("a tgt request does not end; going on without it");
     }
 }
 

@@ -218,6 +218,36 @@ fn checks_run_in_the_daemon() {
 }
 
 #[test]
+fn a_check_that_does_not_end_keeps_its_pool_and_its_report() {
+    let mut daemon = TestDaemon::new();
+    daemon.config.check_patience = Duration::from_millis(100);
+    daemon.restart();
+    daemon.pool("tank");
+    let at = daemon.mountpoint("tank");
+    daemon.mount("tank", &at).unwrap();
+    daemon.world.checks_are_deaf.store(true, Ordering::SeqCst);
+    *daemon.world.check_problems.lock() = vec!["a block is used twice".into()];
+    daemon.world.check_gate.close();
+    let client = daemon.client();
+    let job = client.check("tank", true).unwrap();
+    for error in [client.export_pool("tank", true).unwrap_err(), client.destroy_pool("tank", true).unwrap_err()] {
+        assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+        assert!(error.message.contains("check"), "{error}");
+    }
+    // Nothing was ended for nothing.
+    assert_eq!(client.mounts().unwrap()[0].state, MountState::Mounted);
+    assert_eq!(daemon.world.mounted().len(), 1);
+    assert_eq!(daemon.remembered().1, [at]);
+    // It went through although it was told to end: what it found is told.
+    daemon.world.check_gate.open();
+    eventually("the check ends", || client.job(&job.id).unwrap().state.is_final());
+    let job = client.job(&job.id).unwrap();
+    assert_eq!((job.state, job.errors_found), (JobState::Finished, 1));
+    assert_eq!(job.report.unwrap().problems, ["a block is used twice"]);
+    client.export_pool("tank", false).unwrap();
+}
+
+#[test]
 fn devices_are_looked_at() {
     let daemon = TestDaemon::start();
     daemon.pool("tank");

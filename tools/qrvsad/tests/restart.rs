@@ -156,6 +156,44 @@ fn importing_without_a_name_tries_the_waiting_pools_too() {
 }
 
 #[test]
+fn a_pool_that_cannot_be_taken_away_comes_back() {
+    let (mut daemon, points) = two_pools_mounted();
+    let client = daemon.client();
+    let import = ImportPools { search: vec![], name: Some("lake".into()), force: false };
+    daemon.world.last_step_fails.store(true, Ordering::SeqCst);
+    for take in [|c: &Client| c.export_pool("lake", false), |c: &Client| c.destroy_pool("lake", true)] {
+        let error = take(&client).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Io, "{error}");
+        assert!(error.hint.contains("qrvsa pool import lake"), "{error}");
+        let pools = client.pools().unwrap();
+        assert_eq!((pools[0].name.as_str(), pools[0].state), ("lake", PoolState::Faulted));
+        assert!(pools[0].message.contains("last step"), "{pools:?}");
+        assert_eq!(client.pool("lake").unwrap().summary.state, PoolState::Faulted);
+        assert_eq!(client.sync_pool("lake").unwrap_err().kind, ErrorKind::Io);
+        let (names, mut at) = daemon.remembered();
+        at.sort();
+        assert_eq!((names, at), (vec!["lake".to_owned(), "tank".to_owned()], points.clone()));
+        // Its mount waits with it.
+        assert_eq!(client.import(&import).unwrap().imported[0].name, "lake");
+        assert!(client.mounts().unwrap().iter().all(|mount| mount.state == MountState::Mounted));
+        assert_eq!(daemon.world.mounted().len(), 2);
+    }
+    daemon.world.last_step_fails.store(false, Ordering::SeqCst);
+    // It can be forgotten as well; and what does not get that far undoes what was done.
+    let home = daemon.mountpoint("home");
+    client.create_fs("lake", &CreateFs { name: "home".into(), properties: vec![] }).unwrap();
+    daemon.mount("lake/home", &home).unwrap();
+    daemon.world.busy.lock().insert(points[0].clone());
+    assert_eq!(client.export_pool("lake", false).unwrap_err().kind, ErrorKind::Busy);
+    assert!(client.mounts().unwrap().iter().all(|mount| mount.state == MountState::Mounted));
+    assert_eq!((daemon.world.mounted().len(), client.pools().unwrap()[0].state), (3, PoolState::Online));
+    daemon.crash();
+    daemon.restart();
+    assert_eq!(daemon.client().mounts().unwrap().len(), 3);
+    assert_eq!(daemon.world.mounted().len(), 3);
+}
+
+#[test]
 fn a_waiting_pool_can_be_forgotten() {
     let (mut daemon, points) = two_pools_mounted();
     daemon.crash();

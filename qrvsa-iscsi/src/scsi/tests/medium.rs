@@ -107,6 +107,48 @@ fn a_unit_without_storage_is_there_and_not_ready() {
     assert!(world.units.add_unavailable(1, named).is_err(), "a unit that serves stays");
 }
 
+#[test]
+fn nothing_is_left_of_another_unit() {
+    let kept: Arc<Kept> = Arc::default();
+    let world = World::with(kept.clone(), config());
+    let keys = world.units.stored_keys(1);
+    for key in &keys {
+        kept.put(key, b"of another unit").expect("keeps");
+    }
+    kept.put("reservations/iqn.2026-01.test:disks/2", b"of LUN 2").expect("keeps");
+    world.units.forget_stored(1).expect("forgets");
+    for key in &keys {
+        assert_eq!(kept.get(key).expect("reads").unwrap_or_default(), b"", "{key}");
+    }
+    assert!(!kept.get("reservations/iqn.2026-01.test:disks/2").expect("reads").unwrap_or_default().is_empty());
+}
+
+#[test]
+fn what_initiators_make_of_a_medium_is_told() {
+    let world = World::new();
+    let nexus = world.nexus(1);
+    let other = world.nexus(2);
+    let state = || world.units.medium(1).expect("a unit");
+    assert_eq!(state(), MediumState::default());
+    world.good(&nexus, &[0x1e, 0, 0, 0, 1, 0], &[]);
+    assert_eq!(state(), MediumState { removal_prevented: true, ..MediumState::default() });
+    world.good(&nexus, &[0x1e, 0, 0, 0, 0, 0], &[]);
+    // SWP, byte 4 of the control mode page
+    world.good(&nexus, &[0x15, 0x10, 0, 0, 16, 0], &[0, 0, 0, 0, 0x0a, 10, 0, 0x10, 8, 0, 0, 0, 0xff, 0xff, 0, 0]);
+    assert!(state().write_protected);
+    world.good(&nexus, &[0x1b, 0, 0, 0, 2, 0], &[]);
+    assert!(state().ejected);
+    while world.refused(&other, &[0; 6], &[]).0 == 6 {}
+    assert_eq!(world.refused(&other, &[0; 6], &[]), (2, 0x3a, 0));
+    world.units.reload_medium(1).expect("loads");
+    assert_eq!(world.refused(&other, &[0; 6], &[]), (6, 0x28, 0));
+    assert!(!state().ejected);
+    world.good(&other, &[0; 6], &[]);
+    world.units.reload_medium(1).expect("is loaded");
+    world.good(&other, &[0; 6], &[]);
+    assert!(world.units.medium(9).is_none() && world.units.reload_medium(9).is_err());
+}
+
 /// A world whose LUN 2 takes hours to overwrite, and its storage.
 fn large() -> (World, Arc<Nexus>, Arc<crate::backing::NullBacking>) {
     let world = World::new();

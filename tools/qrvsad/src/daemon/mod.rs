@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use qrvsa_api::names::{FsName, check_name};
@@ -30,13 +29,10 @@ use crate::engine::{Engine, ImportRequest};
 use crate::error::{IntoApi, from_core};
 use crate::jobs::{Checks, unix_now_s};
 use crate::mounter::Mounter;
-use crate::state::{Persistent, PersistentPool, StateDir};
+use crate::state::{Persistent, PersistentMount, PersistentPool, StateDir};
 use crate::targets::Targets;
 use mounts::MountTable;
 use transfer::Filling;
-
-/// How long export and destroy wait for a running check to give up.
-const CHECK_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The daemon, apart from its socket.
 pub struct Daemon {
@@ -75,9 +71,9 @@ impl Daemon {
         let mounts = Arc::<Mutex<MountTable>>::default();
         let table = Arc::clone(&mounts);
         let roots = Box::new(move || table.lock().roots());
-        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), config.iscsi_portals.clone(), roots);
+        let targets = Targets::new(Arc::clone(&engine), Arc::clone(&state), &config, roots);
         Arc::new(Daemon {
-            targets: Arc::new(targets),
+            targets,
             engine,
             mounter,
             config,
@@ -382,17 +378,16 @@ impl Daemon {
     ///
     /// # Errors
     /// `NotFound`, `Busy`.
-    pub fn export(&self, pool: &str, force: bool) -> Result<(), ApiError> {
+    pub fn export(self: &Arc<Self>, pool: &str, force: bool) -> Result<(), ApiError> {
         self.admit_change()?;
         check_name("pool", pool)?;
         let lock = self.pool_lock(pool);
         let _guard = lock.lock();
         let failed = self.pools.lock().get(pool).ok_or_else(|| unknown_pool(pool))?.failure.is_some();
-        self.targets.need_unused_pool(pool)?;
+        let _leaving = self.targets.leave_pool(pool)?;
         self.filling.need_none(|volume| volume.pool == pool)?;
         if !failed {
-            self.quiesce(pool, force)?;
-            self.engine.export(pool).api()?;
+            self.take_away(pool, force, "export", &|| self.engine.export(pool).api())?;
         }
         tracing::info!("pool {pool} {}", if failed { "forgotten" } else { "exported" });
         self.forget(pool)
@@ -402,7 +397,7 @@ impl Daemon {
     ///
     /// # Errors
     /// `NotFound`, `NeedsForce`, `Busy` while a filesystem of it is in use.
-    pub fn destroy_pool(&self, pool: &str, force: bool) -> Result<(), ApiError> {
+    pub fn destroy_pool(self: &Arc<Self>, pool: &str, force: bool) -> Result<(), ApiError> {
         self.admit_change()?;
         let lock = self.pool_lock(pool);
         let _guard = lock.lock();
@@ -411,28 +406,70 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NeedsForce, format!("all data in pool {pool} would be destroyed"))
                 .with_hint("repeat with --force if nothing in it is needed any more"));
         }
-        self.targets.need_unused_pool(pool)?;
+        let _leaving = self.targets.leave_pool(pool)?;
         self.filling.need_none(|volume| volume.pool == pool)?;
-        self.quiesce(pool, false)?;
-        self.engine.destroy(pool).api()?;
+        self.take_away(pool, false, "destruction", &|| self.engine.destroy(pool).api())?;
         tracing::info!("pool {pool} destroyed");
         self.forget(pool)
     }
 
-    /// Ends what the daemon itself does with a pool: checks and mounts.
-    fn quiesce(&self, pool: &str, lazy: bool) -> Result<(), ApiError> {
-        let ids = self.mounts.lock().ids_of_pool(pool);
-        for id in ids {
-            match self.end_mount(id, false) {
-                Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
-                Err(e) if e.kind == ErrorKind::NotFound => {}
-                // It is gone all the same.
-                Err(e) if e.kind == ErrorKind::Io && lazy => tracing::error!("{e}"),
-                other => other.inspect_err(|_| self.save_or_log())?,
+    /// Ends what the daemon itself does with a pool, checks and mounts, and then takes it away. If that fails, the mounts come
+    /// back; a pool that is gone all the same waits, with the reason, and they with it.
+    fn take_away(
+        self: &Arc<Self>,
+        pool: &str,
+        lazy: bool,
+        what: &str,
+        take: &dyn Fn() -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        // First, as it may fail and undoes nothing.
+        if !self.checks.stop(Some(pool), self.config.check_patience) {
+            return Err(ApiError::busy(format!("a check of pool {pool} does not end"))
+                .with_hint("it was told to; try again later, nothing was changed"));
+        }
+        let mut ended = Vec::new();
+        // Parents of VHDX files may have come into use since that was asked.
+        let taken = self.end_mounts(pool, lazy, &mut ended);
+        let taken = taken.and_then(|()| self.targets.need_unused_pool(pool)).and_then(|()| take());
+        let Err(mut error) = taken else { return Ok(()) };
+        let gone = matches!(self.engine.status(pool), Err(e) if e.kind() == qrvsa_core::ErrorKind::NotFound);
+        {
+            let mut mounts = self.mounts.lock();
+            if gone {
+                mounts.forget_detached(pool);
+            }
+            for mount in ended.into_iter().rev() {
+                mounts.add_waiting(mount, "its pool is not imported");
             }
         }
-        if !self.checks.stop(Some(pool), CHECK_STOP_TIMEOUT) {
-            return Err(ApiError::busy(format!("a check of pool {pool} does not end")).with_hint("try again later"));
+        if gone {
+            let why = format!("its {what} failed in the last step: {}", error.message);
+            if let Some(known) = self.pools.lock().get_mut(pool) {
+                known.failure = Some(ApiError::new(error.kind, why).with_hint(error.hint.clone()));
+            }
+            error = error.with_hint(format!(
+                "pool {pool} is not in service any more: `qrvsa pool import {pool}` brings it back"
+            ));
+        } else {
+            self.activate_waiting(pool);
+        }
+        tracing::error!("the {what} of pool {pool} failed: {error}");
+        self.save_or_log();
+        Err(error)
+    }
+
+    /// Ends the mounts of a pool, the newest first: later ones may lie in earlier ones. `ended`: those that were.
+    fn end_mounts(&self, pool: &str, lazy: bool, ended: &mut Vec<PersistentMount>) -> Result<(), ApiError> {
+        let mounts = self.mounts.lock().of_pool(pool);
+        for (id, mount) in mounts.into_iter().rev() {
+            match self.end_mount(id, false) {
+                Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
+                Err(e) if e.kind == ErrorKind::NotFound => continue,
+                // It is gone all the same.
+                Err(e) if e.kind == ErrorKind::Io && lazy => tracing::error!("{e}"),
+                other => other?,
+            }
+            ended.extend(mount);
         }
         Ok(())
     }

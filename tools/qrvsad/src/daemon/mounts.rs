@@ -63,6 +63,14 @@ impl Entry {
     fn has_place(&self) -> bool {
         self.is_there() && !matches!(self.state, State::Detached(_))
     }
+
+    fn remembered(&self) -> PersistentMount {
+        PersistentMount {
+            source: self.source.clone(),
+            mountpoint: self.mountpoint.clone(),
+            options: self.options.clone(),
+        }
+    }
 }
 
 /// The mount a filesystem has.
@@ -89,14 +97,7 @@ impl InUse {
 impl MountTable {
     /// What goes into the state file.
     pub fn persistent(&self) -> Vec<PersistentMount> {
-        let persistent = self.entries.values().filter(|entry| entry.persistent);
-        persistent
-            .map(|entry| PersistentMount {
-                source: entry.source.clone(),
-                mountpoint: entry.mountpoint.clone(),
-                options: entry.options.clone(),
-            })
-            .collect()
+        self.entries.values().filter(|entry| entry.persistent).map(Entry::remembered).collect()
     }
 
     fn add(
@@ -122,10 +123,11 @@ impl MountTable {
         id
     }
 
-    /// Mounts of a pool that are there.
-    pub fn ids_of_pool(&self, pool: &str) -> Vec<u64> {
+    /// Mounts of a pool that are there, the oldest first, with what is to come back of each: nothing of one that was unmounted
+    /// and is still used.
+    pub fn of_pool(&self, pool: &str) -> Vec<(u64, Option<PersistentMount>)> {
         let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && e.is_there());
-        there.map(|(id, _)| *id).collect()
+        there.map(|(id, entry)| (*id, entry.has_place().then(|| entry.remembered()))).collect()
     }
 
     /// Where filesystems are mounted, or should be.
@@ -154,6 +156,11 @@ impl MountTable {
     /// Forgets mounts that are not in the tree: their filesystems are gone.
     pub fn remove_waiting(&mut self, source: impl Fn(&FsName) -> bool) {
         self.entries.retain(|_, e| e.has_place() || !source(&e.source));
+    }
+
+    /// Forgets detached mounts of a pool that is gone: their sessions have nothing to serve any more.
+    pub fn forget_detached(&mut self, pool: &str) {
+        self.entries.retain(|_, e| !(matches!(e.state, State::Detached(_)) && e.source.pool == pool));
     }
 
     /// Mounts that serve, newest first: later mounts may lie in earlier ones.

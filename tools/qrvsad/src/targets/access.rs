@@ -2,6 +2,7 @@
 
 use qrvsa_api::{AclRule, ApiError, ErrorKind, TargetInfo, UserRequest};
 use qrvsa_iscsi::config::{AclRule as ServiceRule, Secret};
+use qrvsa_iscsi::service::ServiceError;
 
 use super::model::{Account, Model};
 use super::{Result, Targets, from_service, no_target};
@@ -69,17 +70,27 @@ impl Targets {
     /// Ends a session.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `Busy` when it has not ended yet.
     pub fn drop_session(&self, iqn: &str, sid: u64) -> Result<()> {
-        self.service.drop_session(iqn, sid).map_err(|e| from_service(&e))
+        self.service.drop_session(iqn, sid).map_err(|e| not_ended(iqn, &e))
     }
 
     /// Ends a connection.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `Busy` when it has not ended yet.
     pub(super) fn drop_connection(&self, iqn: &str, sid: u64, cid: u16) -> Result<()> {
-        self.service.drop_connection(iqn, sid, cid).map_err(|e| from_service(&e))
+        self.service.drop_connection(iqn, sid, cid).map_err(|e| not_ended(iqn, &e))
+    }
+}
+
+/// A session that was told to end.
+fn not_ended(iqn: &str, error: &ServiceError) -> ApiError {
+    match from_service(error) {
+        busy if busy.kind == ErrorKind::Busy => busy.with_hint(format!(
+            "storage that does not answer holds it; `qrvsa target sessions {iqn}` shows when it has ended"
+        )),
+        other => other,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Logical units: their storage, and how they show themselves.
 
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use qrvsa_api::{AddLun, ApiError, ErrorKind, LunInfo, LunSource};
@@ -12,6 +14,12 @@ use super::model::{Lun, Model, TgtStorage};
 use super::places::{Found, Inside, Places, Root};
 use super::{Result, Targets, no_target};
 use crate::error::from_core;
+
+/// Least time that storage is waited for once other storage did not answer.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
+
+/// Open storage, and its best logical block in bytes.
+type Opened = (Arc<dyn Backing>, u32);
 
 /// The pool that holds the storage.
 pub fn pool_of(lun: &Lun) -> Option<&str> {
@@ -117,14 +125,13 @@ impl Targets {
     }
 
     /// Opens storage; its best logical block comes with it.
-    fn open(&self, tid: u32, number: u64, lun: &Lun) -> Result<(Arc<dyn Backing>, u32)> {
+    fn open(&self, iqn: &str, tid: u32, number: u64, lun: &Lun) -> Result<Opened> {
         const BLOCK: u32 = 512;
-        let iqn = self.model().targets.get(&tid).map(|target| target.iqn.clone()).unwrap_or_default();
         let below = Below {
             places: self.places(lun.inside.as_ref()),
             own: lun.inside.as_ref().map(|own| (own, path_now(&*self.engine, own))),
             held: Mutex::new(self.held.lock().remove(&(tid, number))),
-            user: user_name(&iqn, number),
+            user: user_name(iqn, number),
         };
         match &lun.source {
             LunSource::Volume(name) => {
@@ -163,15 +170,61 @@ impl Targets {
         }
     }
 
-    /// Lets a unit serve. A `fresh` one has nothing to do with an earlier one of its number.
-    fn add_unit(&self, tid: u32, number: u64, lun: &Lun, fresh: bool) -> Result<()> {
-        let (backing, block_bytes) = self.open(tid, number, lun)?;
+    /// Opens storage and waits for it for so long; the next wait is shorter if this one was in vain. Storage that answers later
+    /// serves then.
+    fn open_within(&self, patience: &mut Duration, iqn: &str, tid: u32, number: u64, lun: &Lun) -> Result<Opened> {
+        let Some(me) = self.me.upgrade() else { return Err(no_target(iqn)) };
+        // Without room: what is sent has been received, or comes back.
+        let (sender, receiver) = sync_channel(0);
+        let (owned_iqn, owned_lun) = (iqn.to_owned(), lun.clone());
+        let opener = move || {
+            let opened = me.open(&owned_iqn, tid, number, &owned_lun);
+            if let Err(SendError(late)) = sender.send(opened) {
+                me.opened_late(&owned_iqn, tid, number, &owned_lun, late);
+            }
+        };
+        let internal = |text: String| ApiError::new(ErrorKind::Internal, text);
+        let spawned = std::thread::Builder::new().name("qrvsa-lun-open".to_owned()).spawn(opener);
+        spawned.map_err(|e| internal(format!("no thread to open its storage: {e}")))?;
+        match receiver.recv_timeout(*patience) {
+            Ok(opened) => opened,
+            Err(RecvTimeoutError::Timeout) => {
+                *patience = (*patience / 2).max(PATIENCE_MIN.min(*patience));
+                Err(ApiError::new(ErrorKind::Unavailable, "its storage does not answer; it serves when that does"))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(internal("opening its storage failed; the log of the daemon has the details".to_owned()))
+            }
+        }
+    }
+
+    /// Storage answered when nobody waited for it any more.
+    fn opened_late(&self, iqn: &str, tid: u32, number: u64, lun: &Lun, opened: Result<Opened>) {
+        let _changing = self.changing.lock();
+        let model = self.model();
+        let target = model.targets.get(&tid).filter(|target| target.iqn == iqn);
+        let still = target.and_then(|target| target.luns.get(&number)) == Some(lun);
+        let waits = self.running.read().get(&tid).is_some_and(|running| running.unavailable.contains_key(&number));
+        if let Some(target) = target.filter(|_| still && waits) {
+            tracing::info!("the storage of target {iqn} LUN {number} answers");
+            self.started(&target.iqn, tid, number, lun, opened);
+        }
+    }
+
+    /// Lets a unit serve that has nothing to do with an earlier one of its number.
+    fn add_unit(&self, iqn: &str, tid: u32, number: u64, lun: &Lun) -> Result<()> {
+        let opened = self.open(iqn, tid, number, lun)?;
+        self.place(tid, number, lun, opened, true)
+    }
+
+    /// Lets a unit serve, on open storage. A `fresh` one has nothing to do with an earlier one of its number.
+    fn place(&self, tid: u32, number: u64, lun: &Lun, (backing, block_bytes): Opened, fresh: bool) -> Result<()> {
         let config = unit_config(lun, block_bytes)?;
         let running = self.running.read().get(&tid).cloned();
         let running = running.ok_or_else(|| no_target(&tid.to_string()))?;
         running.keep.assign(number, pool_of(lun));
         if fresh {
-            running.units.forget_unfinished(number).map_err(|e| ApiError::from_text(ErrorKind::Internal, &e))?;
+            running.units.forget_stored(number).map_err(|e| ApiError::from_text(ErrorKind::Internal, &e))?;
         }
         running.units.add_unit(number, config, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
         if lun.source == LunSource::Empty {
@@ -181,10 +234,16 @@ impl Targets {
     }
 
     /// Lets a remembered unit serve, or notes why it does not.
-    pub(super) fn start_lun(&self, model: &Model, tid: u32, number: u64) {
+    pub(super) fn start_lun(&self, model: &Model, tid: u32, number: u64, patience: &mut Duration) {
         let Some(target) = model.targets.get(&tid) else { return };
         let Some(lun) = target.luns.get(&number) else { return };
-        let result = self.add_unit(tid, number, lun, false);
+        let opened = self.open_within(patience, &target.iqn, tid, number, lun);
+        self.started(&target.iqn, tid, number, lun, opened);
+    }
+
+    /// The same with what came of its storage.
+    fn started(&self, iqn: &str, tid: u32, number: u64, lun: &Lun, opened: Result<Opened>) {
+        let result = opened.and_then(|opened| self.place(tid, number, lun, opened, false));
         let mut running = self.running.write();
         let Some(running) = running.get_mut(&tid) else { return };
         match result {
@@ -192,12 +251,12 @@ impl Targets {
                 running.unavailable.remove(&number);
             }
             Err(e) => {
-                tracing::error!("target {} LUN {number} ({}) is unavailable: {e}", target.iqn, lun.source);
+                tracing::error!("target {iqn} LUN {number} ({}) is unavailable: {e}", lun.source);
                 running.unavailable.insert(number, e.message);
                 // Initiators that knew it see that it is not ready, rather than that it is gone.
                 let shown = unit_config(lun, lun.options.block_bytes.unwrap_or(512)).map_err(|e| e.message);
                 if let Err(e) = shown.and_then(|config| running.units.add_unavailable(number, config)) {
-                    tracing::error!("target {} LUN {number}: {e}", target.iqn);
+                    tracing::error!("target {iqn} LUN {number}: {e}");
                 }
             }
         }
@@ -238,10 +297,11 @@ impl Targets {
         }
         let inside = self.find_inside(&request.source)?;
         let mut lun = Lun { source: request.source.clone(), options: request.options.clone(), tgt, inside };
+        self.need_staying_pool(&lun)?;
         self.name_unit(&mut lun, &target.iqn, number);
         let iqn = target.iqn.clone();
         // The unit first: storage that cannot be opened changes nothing.
-        self.add_unit(tid, number, &lun, true)?;
+        self.add_unit(&iqn, tid, number, &lun)?;
         let saved = self.change_locked(|model| {
             if let Some(target) = model.targets.get_mut(&tid) {
                 target.luns.insert(number, lun);
@@ -291,9 +351,7 @@ impl Targets {
             }
             Ok(())
         })?;
-        if let Some(running) = self.running.write().get_mut(&tid) {
-            running.unavailable.remove(&number);
-        }
+        self.note_served(tid, number);
         if let Some(units) = self.units(tid)
             && let Err(e) = units.remove_unit(number)
         {
@@ -303,11 +361,34 @@ impl Targets {
         Ok(())
     }
 
-    /// Changes how a unit shows itself, while it serves.
+    /// Nothing keeps a unit from serving any more.
+    fn note_served(&self, tid: u32, number: u64) {
+        if let Some(running) = self.running.write().get_mut(&tid) {
+            running.unavailable.remove(&number);
+        }
+    }
+
+    fn replace_lun(&self, tid: u32, number: u64, lun: &Lun) -> Result<()> {
+        self.change_locked(|model| {
+            if let Some(target) = model.targets.get_mut(&tid) {
+                target.luns.insert(number, lun.clone());
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes how a unit shows itself, while it serves, and its medium if it is removable. With `load`, an ejected medium is loaded
+    /// again. What cannot be saved is not done, and what cannot be done is not saved.
     ///
     /// # Errors
     /// `NotFound`, `Invalid`.
-    pub(super) fn update_lun(&self, tid: u32, number: u64, edit: impl FnOnce(&mut Lun) -> Result<()>) -> Result<()> {
+    pub(super) fn update_lun(
+        &self,
+        tid: u32,
+        number: u64,
+        load: bool,
+        edit: impl FnOnce(&mut Lun) -> Result<()>,
+    ) -> Result<()> {
         let _changing = self.changing.lock();
         let model = self.model();
         let target = model.targets.get(&tid).ok_or_else(|| no_target(&tid.to_string()))?;
@@ -317,25 +398,54 @@ impl Targets {
             .ok_or_else(|| ApiError::not_found(format!("target {} has no LUN {number}", target.iqn)))?;
         let mut new = old.clone();
         edit(&mut new)?;
-        if new.source != old.source {
+        let invalid = |e: String| ApiError::from_text(ErrorKind::Invalid, &e);
+        let moved = new.source != old.source;
+        if moved {
+            if !old.options.removable && old.source != LunSource::Empty {
+                return Err(ApiError::invalid(format!("LUN {number} is not removable: its storage stays"))
+                    .with_hint("remove the LUN, and add it anew"));
+            }
             new.inside = self.find_inside(&new.source)?;
+            self.need_staying_pool(&new)?;
         }
-        let units = self.units(tid).ok_or_else(|| no_target(&target.iqn))?;
-        let live = !self.running.read().get(&tid).is_some_and(|running| running.unavailable.contains_key(&number));
-        if live {
-            let block_bytes = units.units().iter().find(|(n, _)| *n == number).map_or(512, |(_, c)| c.block_bytes);
-            let config = unit_config(&new, block_bytes)?;
-            if new.source != old.source {
-                let (backing, _) = self.open(tid, number, &new)?;
-                units.load_medium(number, backing).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
-            }
-            units.update_unit(number, config).map_err(|e| ApiError::from_text(ErrorKind::Invalid, &e))?;
+        if load && new.source == LunSource::Empty {
+            return Err(ApiError::invalid(format!("LUN {number} has no medium")).with_hint("name one with path=FILE"));
         }
-        self.change_locked(|model| {
-            if let Some(target) = model.targets.get_mut(&tid) {
-                target.luns.insert(number, new);
+        let running = self.running.read().get(&tid).cloned().ok_or_else(|| no_target(&target.iqn))?;
+        let (units, live) = (&running.units, !running.unavailable.contains_key(&number));
+        let block_bytes = units.units().iter().find(|(n, _)| *n == number).map_or(512, |(_, c)| c.block_bytes);
+        let config = unit_config(&new, block_bytes)?;
+        let opened = if moved { Some(self.open(&target.iqn, tid, number, &new)?) } else { None };
+        if moved && live {
+            let kept = running.keep.move_to(number, pool_of(&new), &units.stored_keys(number));
+            kept.map_err(|e| ApiError::from_text(ErrorKind::Internal, &e))?;
+        }
+        let shown = self.replace_lun(tid, number, &new).and_then(|()| match opened {
+            // Another medium than the one that was waited for; what was stored with that is not to be had.
+            Some(opened) if !live => {
+                self.place(tid, number, &new, opened, true)?;
+                self.note_served(tid, number);
+                Ok(())
             }
-            Ok(())
-        })
+            _ if !live => Ok(()),
+            opened => {
+                if let Some((backing, _)) = opened {
+                    units.load_medium(number, backing).map_err(invalid)?;
+                }
+                units.update_unit(number, config).map_err(invalid)?;
+                let ejected = units.medium(number).is_some_and(|medium| medium.ejected);
+                if load && ejected { units.reload_medium(number).map_err(invalid) } else { Ok(()) }
+            }
+        });
+        if let Err(e) = shown {
+            running.keep.assign(number, pool_of(old));
+            if !Arc::ptr_eq(&self.model(), &model)
+                && let Err(again) = self.replace_lun(tid, number, old)
+            {
+                tracing::error!("target {} LUN {number}: {again}", target.iqn);
+            }
+            return Err(e);
+        }
+        Ok(())
     }
 }

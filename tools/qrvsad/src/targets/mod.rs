@@ -4,6 +4,7 @@
 //!  model     what is remembered, on disk
 //!  luns      storage and appearance of logical units
 //!  keep      where a unit's own state lies (reservations, saved mode pages)
+//!  leaving   pools that are about to go
 //!  report    what is told about it all
 //!  access    access lists, users, sessions
 //!  volume    a pool volume as storage
@@ -14,13 +15,17 @@
 //! ```
 //!
 //! **Rules.** One change at a time, under `changing`: the model is copied and edited, the service follows, the file is
-//! written, and only then does the new model hold; when the file cannot be written, the service goes back. Lists read the
-//! model that holds and wait for nothing. Storage that cannot be opened makes its unit unavailable, not the target; it is
-//! tried again when a pool is imported.
+//! written, and only then does the new model hold; when the file cannot be written, the service goes back. What is to go,
+//! goes last, when it is written that it is gone. Lists read the model that holds and wait for nothing. Storage that cannot be
+//! opened makes its unit unavailable, not the target; it is tried again when a pool is imported.
+//!
+//! Nobody can log in to a target before all of its units are there, and after a start to none before all of all are: an
+//! initiator that finds a unit missing gives up on it for good.
 
 mod access;
 mod below;
 mod keep;
+mod leaving;
 mod luns;
 pub mod model;
 pub mod places;
@@ -32,7 +37,8 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -44,6 +50,7 @@ use qrvsa_iscsi::config::{
 use qrvsa_iscsi::scsi::TargetUnits;
 use qrvsa_iscsi::service::{ErrorKind as ServiceErrorKind, Service, ServiceError};
 
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::state::StateDir;
 use model::Model;
@@ -57,6 +64,8 @@ type Result<T> = std::result::Result<T, ApiError>;
 
 /// The targets of the daemon.
 pub struct Targets {
+    /// For threads that open storage.
+    me: Weak<Targets>,
     engine: Arc<dyn Engine>,
     state: Arc<StateDir>,
     service: Service,
@@ -72,6 +81,14 @@ pub struct Targets {
     remembered: Mutex<Option<Model>>,
     /// Files of units that do not serve yet, claimed before somebody can open them through a mount.
     held: Mutex<BTreeMap<(u32, u64), below::Held>>,
+    /// Pools that are about to go.
+    leaving: Mutex<BTreeSet<String>>,
+    /// The daemon ends: nothing changes any more.
+    stopped: AtomicBool,
+    /// See [`Config::storage_patience`].
+    storage_patience: Duration,
+    /// See [`Config::request_patience`].
+    request_patience: Duration,
 }
 
 /// Tells where filesystems are mounted, or will be.
@@ -127,14 +144,15 @@ pub(crate) fn iscsi_name(text: &str) -> Result<IscsiName> {
 impl Targets {
     /// No targets yet; see [`Targets::restore`].
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, defaults: Vec<SocketAddr>, roots: Roots) -> Targets {
+    pub fn new(engine: Arc<dyn Engine>, state: Arc<StateDir>, config: &Config, roots: Roots) -> Arc<Targets> {
         let service = Service::new(Limits::default());
         service.on_request(qrvsa_fuse::latency::request);
-        Targets {
+        Arc::new_cyclic(|me| Targets {
+            me: Weak::clone(me),
             engine,
             state,
             service,
-            defaults,
+            defaults: config.iscsi_portals.clone(),
             model: RwLock::default(),
             changing: Mutex::default(),
             running: RwLock::default(),
@@ -142,7 +160,11 @@ impl Targets {
             roots,
             remembered: Mutex::default(),
             held: Mutex::default(),
-        }
+            leaving: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            storage_patience: config.storage_patience,
+            request_patience: config.request_patience,
+        })
     }
 
     /// The model that holds.
@@ -179,7 +201,8 @@ impl Targets {
         }
     }
 
-    /// Brings the targets of the last run back. What fails is logged and shown with its reason.
+    /// Brings the targets of the last run back, whole, and then lets initiators in. What fails is logged and shown with its reason;
+    /// storage that does not answer is waited for for a while only.
     ///
     /// # Errors
     /// Only when the file cannot be read at all.
@@ -190,16 +213,18 @@ impl Targets {
             Some(model) => model,
             None => Model::load(&self.state)?,
         });
-        if let Err(e) = self.apply(&model, false) {
-            tracing::error!("iSCSI: {e}");
-        }
         *self.model.write() = Arc::clone(&model);
+        let mut patience = self.storage_patience;
         for (tid, target) in &model.targets {
-            for number in target.luns.keys() {
-                self.start_lun(&model, *tid, *number);
+            if let Err(e) = self.make_target(&model, *tid, target, &mut patience) {
+                tracing::error!("target {} does not serve: {e}", target.iqn);
             }
         }
         self.held.lock().clear();
+        // Without its users, discovery would be everybody's.
+        if let Err(e) = self.apply_discovery(&model).and_then(|()| self.apply_portals(&model, false)) {
+            tracing::error!("iSCSI: {e}");
+        }
         Ok(())
     }
 
@@ -213,10 +238,11 @@ impl Targets {
             .iter()
             .flat_map(|(tid, running)| running.unavailable.keys().map(|number| (*tid, *number)))
             .collect();
+        let mut patience = self.storage_patience;
         for (tid, number) in waiting {
             let lun = model.targets.get(&tid).and_then(|target| target.luns.get(&number));
             if lun.is_some_and(|lun| !matches!(&lun.source, LunSource::Volume(name) if name.pool != pool)) {
-                self.start_lun(&model, tid, number);
+                self.start_lun(&model, tid, number, &mut patience);
             }
         }
     }
@@ -277,7 +303,11 @@ impl Targets {
     /// Ends all service: initiators are asked to log out, everything acknowledged is made durable, storage is closed. What is
     /// remembered stays.
     pub fn stop(&self) {
-        let _changing = self.changing.lock();
+        self.stopped.store(true, Ordering::Release);
+        let changing = self.changing.try_lock_for(self.request_patience);
+        if changing.is_none() {
+            tracing::warn!("a change of iSCSI targets does not end; going on without it");
+        }
         self.service.shutdown(if self.running.read().is_empty() { Duration::ZERO } else { LOGOUT_PATIENCE });
         for (tid, running) in &*self.running.read() {
             running.units.stop();
@@ -299,6 +329,9 @@ impl Targets {
     }
 
     fn change_locked<R>(&self, edit: impl FnOnce(&mut Model) -> Result<R>) -> Result<R> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(ApiError::new(ErrorKind::Unavailable, "the daemon is stopping"));
+        }
         let old = self.model();
         let mut new = (*old).clone();
         let result = edit(&mut new)?;
@@ -306,9 +339,12 @@ impl Targets {
             if let Err(again) = self.apply(&old, false) {
                 tracing::error!("iSCSI: {again}");
             }
+            self.retire(&old);
             return Err(e);
         }
-        *self.model.write() = Arc::new(new);
+        let new = Arc::new(new);
+        *self.model.write() = Arc::clone(&new);
+        self.retire(&new);
         Ok(result)
     }
 
@@ -319,34 +355,60 @@ impl Targets {
         })
     }
 
-    /// Makes the service what the model says, but for logical units. With `strict`, a portal that cannot be had is an error;
-    /// else it is noted and shown.
+    /// Makes the service what the model says, but for the units of targets that serve, and for targets that are to go
+    /// ([`Targets::retire`]). With `strict`, a portal that cannot be had is an error; else it is noted and shown.
     fn apply(&self, model: &Model, strict: bool) -> Result<()> {
         self.apply_portals(model, strict)?;
-        self.service.set_discovery(DiscoveryConfig {
-            users: users(model, &model.discovery_incoming, model.discovery_outgoing.as_ref())?,
-        });
-        let gone: Vec<u32> =
-            self.running.read().keys().copied().filter(|tid| !model.targets.contains_key(tid)).collect();
-        for tid in gone {
-            if let Some(running) = self.running.write().remove(&tid) {
-                // Its sessions were dealt with by whoever removed it.
-                let _ = self.service.remove_target(running.units.name(), true);
-            }
-        }
+        self.apply_discovery(model)?;
+        let mut patience = self.storage_patience;
         for (tid, target) in &model.targets {
-            let config = self.target_config(model, *tid, target)?;
             if self.running.read().contains_key(tid) {
+                let config = self.target_config(model, *tid, target)?;
                 self.service.update_target(config).map_err(|e| from_service(&e))?;
-                continue;
+            } else {
+                self.make_target(model, *tid, target, &mut patience)?;
             }
-            let keep = Arc::new(keep::Keep::new(Arc::clone(&self.engine), Arc::clone(&self.state)));
-            let units = Arc::new(TargetUnits::new(config.name.as_str(), Some(keep.clone())));
-            units.set_ports(vec![GROUP_TAG]);
-            self.service.create_target(config, units.clone()).map_err(|e| from_service(&e))?;
-            self.running.write().insert(*tid, Running { units, keep, unavailable: BTreeMap::new() });
         }
         Ok(())
+    }
+
+    fn apply_discovery(&self, model: &Model) -> Result<()> {
+        let users = users(model, &model.discovery_incoming, model.discovery_outgoing.as_ref())?;
+        self.service.set_discovery(DiscoveryConfig { users });
+        Ok(())
+    }
+
+    /// Makes the serving side of a target: first its units, then the way in.
+    fn make_target(&self, model: &Model, tid: u32, target: &model::Target, patience: &mut Duration) -> Result<()> {
+        let config = self.target_config(model, tid, target)?;
+        let keep = Arc::new(keep::Keep::new(Arc::clone(&self.engine), Arc::clone(&self.state)));
+        let units = Arc::new(TargetUnits::new(config.name.as_str(), Some(keep.clone())));
+        units.set_ports(vec![GROUP_TAG]);
+        self.running.write().insert(tid, Running { units: Arc::clone(&units), keep, unavailable: BTreeMap::new() });
+        for number in target.luns.keys() {
+            self.start_lun(model, tid, *number, patience);
+        }
+        let made = self.service.create_target(config, units);
+        if made.is_err() {
+            let unmade = self.running.write().remove(&tid);
+            drop(unmade);
+        }
+        made.map_err(|e| from_service(&e))
+    }
+
+    /// Ends the serving side of targets that the model does not have.
+    fn retire(&self, model: &Model) {
+        let gone: Vec<Running> = {
+            let mut running = self.running.write();
+            let tids: Vec<u32> = running.keys().copied().filter(|tid| !model.targets.contains_key(tid)).collect();
+            tids.iter().filter_map(|tid| running.remove(tid)).collect()
+        };
+        // Outside the lock: sessions take their time to end. Whether they may was asked by whoever removed the target.
+        for running in gone {
+            if let Err(e) = self.service.remove_target(running.units.name(), true) {
+                tracing::warn!("iSCSI: {e}");
+            }
+        }
     }
 
     /// The portals of targets without portals of their own.

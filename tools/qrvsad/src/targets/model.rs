@@ -117,6 +117,11 @@ pub struct TgtStorage {
     pub bsoflags: String,
 }
 
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Document {
     version: u32,
@@ -133,14 +138,20 @@ impl Model {
         let path = state.path().join(FILE);
         let bytes = state.read(FILE).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
         let Some(bytes) = bytes else { return Ok(Model::default()) };
+        // The version first: a newer file may have another shape.
+        if let Ok(Version { version }) = serde_json::from_slice(&bytes)
+            && version > VERSION
+        {
+            return Err(format!(
+                "{} has version {version}, this program knows version {VERSION}: run the newer qrvsad, or move the file away",
+                path.display()
+            ));
+        }
         let problem = match serde_json::from_slice::<Document>(&bytes) {
-            Ok(document) if document.version == VERSION => return Ok(document.state),
-            Ok(document) if document.version > VERSION => {
-                let version = document.version;
-                return Err(format!(
-                    "{} has version {version}, this program knows version {VERSION}: run the newer qrvsad, or move the file away",
-                    path.display()
-                ));
+            Ok(mut document) if document.version == VERSION => {
+                // Earlier programs remembered it. Every start is ready.
+                document.state.system.remove("State");
+                return Ok(document.state);
             }
             Ok(document) => format!("version {}", document.version),
             Err(e) => e.to_string(),
@@ -245,8 +256,21 @@ mod tests {
             assert_eq!(Model::load(&state).unwrap(), Model::default());
             assert!(!dir.path().join(FILE).exists() && dir.path().join("targets.json.damaged").exists());
         }
-        std::fs::write(dir.path().join(FILE), "{\"version\":2}").unwrap();
-        assert!(Model::load(&state).unwrap_err().contains("newer"));
+        for newer in ["{\"version\":2}", "{\"version\":2,\"state\":[{\"iqn\":7}]}"] {
+            std::fs::write(dir.path().join(FILE), newer).unwrap();
+            assert!(Model::load(&state).unwrap_err().contains("newer"));
+            assert_eq!(std::fs::read(dir.path().join(FILE)).unwrap(), newer.as_bytes());
+        }
+    }
+
+    #[test]
+    fn every_start_is_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let text = r#"{"version":1,"state":{"system":{"State":"offline","debug":"on"}}}"#;
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        let system: Vec<_> = Model::load(&state).unwrap().system.into_iter().collect();
+        assert_eq!(system, [("debug".to_owned(), "on".to_owned())]);
     }
 
     #[test]

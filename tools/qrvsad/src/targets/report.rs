@@ -1,11 +1,13 @@
 //! What is told about targets, units and sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use qrvsa_api::{
-    ConnectionInfo, Counters, LunInfo, LunState, PortalInfo, SessionInfo, TargetInfo, TargetUser, Traffic,
+    ConnectionInfo, Counters, LunInfo, LunSource, LunState, PortalInfo, SessionInfo, TargetInfo, TargetUser, Traffic,
 };
 use qrvsa_iscsi::info::{LunMetrics, Metrics, OTHER_LUNS, Transfers};
+use qrvsa_iscsi::scsi::{DeviceType, UnitConfig};
 
 use super::{Result, Targets, from_service, model, no_target};
 
@@ -54,6 +56,14 @@ impl Targets {
     fn target_info(&self, tid: u32, target: &model::Target) -> TargetInfo {
         let info = self.service.target(&target.iqn).ok();
         let errors = self.portal_errors.lock().clone();
+        let listening: BTreeSet<SocketAddr> = self.service.portals().iter().map(|portal| portal.address).collect();
+        let open = self.service.is_open();
+        let error = |address: &SocketAddr| match errors.get(address) {
+            Some(error) => error.clone(),
+            None if !listening.contains(address) => "does not listen".to_owned(),
+            None if !open => "takes no new connections: the state of tgt's system is offline".to_owned(),
+            None => String::new(),
+        };
         let portals = self.portals_of(&self.model(), target);
         let user = |mutual: bool| move |name: &String| TargetUser { name: name.clone(), mutual };
         let metrics = info.as_ref().map(|info| info.luns.clone()).unwrap_or_default();
@@ -63,10 +73,7 @@ impl Targets {
             offline: target.offline,
             portals: portals
                 .iter()
-                .map(|address| PortalInfo {
-                    address: address.to_string(),
-                    error: errors.get(address).cloned().unwrap_or_default(),
-                })
+                .map(|address| PortalInfo { address: address.to_string(), error: error(address) })
                 .collect(),
             advertise: target.advertise.clone(),
             acl: target.acl.clone(),
@@ -88,29 +95,33 @@ impl Targets {
 
     fn lun(&self, tid: u32, number: u64, lun: &model::Lun, metrics: &[LunMetrics]) -> LunInfo {
         let running = self.running.read().get(&tid).cloned();
-        let message = running.as_ref().and_then(|running| running.unavailable.get(&number).cloned());
+        let noted = running.as_ref().and_then(|running| running.unavailable.get(&number).cloned());
         let units = running.map(|running| running.units);
-        let config = units
-            .as_ref()
-            .and_then(|units| units.units().into_iter().find(|(unit, _)| *unit == number).map(|(_, config)| config));
-        let state = match &message {
-            Some(_) => LunState::Unavailable,
-            None if lun.options.offline => LunState::Offline,
-            None => LunState::Online,
+        // The controller that stands in at LUN 0 is not what the model has there.
+        let is_it = |(unit, config): &(u64, UnitConfig)| *unit == number && config.device_type == DeviceType::Disk;
+        let config = units.as_ref().and_then(|units| units.units().into_iter().find(is_it).map(|(_, config)| config));
+        let medium = units.as_ref().and_then(|units| units.medium(number)).unwrap_or_default();
+        let (state, message) = match (noted, &config) {
+            (Some(why), _) => (LunState::Unavailable, why),
+            (None, None) => (LunState::Unavailable, "it does not serve; the log of the daemon says why".to_owned()),
+            _ if lun.source == LunSource::Empty => (LunState::Offline, "there is no medium".to_owned()),
+            _ if medium.ejected => (LunState::Offline, "the medium is ejected".to_owned()),
+            _ if lun.options.offline => (LunState::Offline, String::new()),
+            _ => (LunState::Online, String::new()),
         };
         LunInfo {
             lun: number,
             source: lun.source.clone(),
             state,
-            message: message.unwrap_or_default(),
+            message,
             size_bytes: units.as_ref().and_then(|units| units.size_bytes(number)).unwrap_or_default(),
             block_bytes: config
                 .as_ref()
                 .filter(|_| state != LunState::Unavailable)
                 .map_or(0, |config| config.block_bytes),
-            thin: config
-                .and_then(|config| config.thin)
-                .unwrap_or(matches!(lun.source, qrvsa_api::LunSource::Volume(_))),
+            thin: config.and_then(|config| config.thin).unwrap_or(matches!(lun.source, LunSource::Volume(_))),
+            removal_prevented: medium.removal_prevented,
+            write_protected: medium.write_protected,
             options: lun.options.clone(),
             counters: metrics.iter().find(|m| m.lun == number).map(|m| counters(&m.metrics)).unwrap_or_default(),
         }

@@ -109,6 +109,12 @@ pub struct World {
     pub sync_gate: Gate,
     pub check_gate: Gate,
     pub replace_gate: Gate,
+    /// Volumes are opened behind it.
+    pub open_gate: Gate,
+    /// Checks do not end when they are told to.
+    pub checks_are_deaf: AtomicBool,
+    /// Exports and destructions fail in their last step.
+    pub last_step_fails: AtomicBool,
     /// Checks that ended because they were told to.
     pub checks_stopped: AtomicU64,
     pub imports: Mutex<Vec<ImportRequest>>,
@@ -302,15 +308,22 @@ impl Engine for FakeEngine {
     }
 
     fn export(&self, name: &str) -> Result<()> {
+        let fails = self.0.last_step_fails.load(Ordering::SeqCst);
         self.0.pool(name, |pool| {
             pool.imported = false;
-            pool.clean_exports += 1;
-            Ok(())
+            pool.clean_exports += u32::from(!fails);
+            if fails { Err(Error::new(Core::Io, "the last commit failed")) } else { Ok(()) }
         })
     }
 
     fn destroy(&self, name: &str) -> Result<()> {
         self.0.pool(name, |_| Ok(()))?;
+        if self.0.last_step_fails.load(Ordering::SeqCst) {
+            return self.0.pool(name, |pool| {
+                pool.imported = false;
+                Err(Error::new(Core::Io, "a label cannot be overwritten"))
+            });
+        }
         let pool = self.0.pools.lock().remove(name);
         for (path, _) in pool.into_iter().flat_map(|pool| pool.devices) {
             self.0.used_devices.lock().remove(&path);
@@ -486,6 +499,7 @@ impl Engine for FakeEngine {
     }
 
     fn open_volume(&self, volume: &FsName) -> Result<Arc<qrvsa_core::volume::Volume>> {
+        self.0.open_gate.pass();
         Err(Error::new(Core::NotFound, format!("volume {volume} is pretended and holds no data")))
     }
 
@@ -513,15 +527,16 @@ impl Engine for FakeEngine {
         assert!(!problems.contains(&"panic".to_owned()), "the check fails as it should in this test");
         let stopped = || {
             self.0.checks_stopped.fetch_add(1, Ordering::SeqCst);
-            Ok(CheckReport::default())
+            Err(Error::new(Core::Busy, "the check was stopped"))
         };
+        let mut go_on = |p| progress(p) || self.0.checks_are_deaf.load(Ordering::SeqCst);
         for done_bytes in [0, 512, 1024] {
             let p = CheckProgress { done_bytes, total_bytes: 1024, problems: problems.len() as u64 };
-            if !progress(p) {
+            if !go_on(p) {
                 return stopped();
             }
             while *self.0.check_gate.closed.lock() {
-                if !progress(p) {
+                if !go_on(p) {
                     return stopped();
                 }
                 std::thread::sleep(Duration::from_millis(5));

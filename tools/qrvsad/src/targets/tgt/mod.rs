@@ -177,7 +177,8 @@ impl Targets {
             }
             Op::Update => {
                 let (tid, _) = known.map_err(|_| Code::NoLun)?;
-                let result = self.update_lun(tid, number, |lun| settings::lun(lun, payload));
+                let load = payload.parameters.iter().any(|(key, value)| key == "online" && value == "1");
+                let result = self.update_lun(tid, number, load, |lun| settings::lun(lun, payload));
                 done(result, &[(ErrorKind::NotFound, Code::NoLun)])
             }
             Op::Stat => {
@@ -310,6 +311,9 @@ impl Targets {
             Op::Stat => Ok(self.tgt_stat_luns(None, None)),
             Op::Update => {
                 let (name, value) = payload.pairs.first().ok_or(Code::InvalidRequest)?;
+                if name == "State" {
+                    return self.tgt_system_state(value);
+                }
                 done(self.change(|model| settings::system(model, name, value)), &[])
             }
             // Targets have to go first, as tgt wants it.
@@ -317,6 +321,21 @@ impl Targets {
             Op::Delete => Ok(NONE.into()),
             _ => Err(Code::InvalidRequest),
         }
+    }
+
+    /// Whether new connections are taken, until the daemon ends: scripts close the system while they make targets, and at its end.
+    fn tgt_system_state(&self, value: &str) -> Done {
+        let open = match value {
+            "ready" => true,
+            "offline" => false,
+            _ => return Err(Code::InvalidRequest),
+        };
+        self.service.set_open(open);
+        tracing::info!(
+            "iSCSI: {}",
+            if open { "new connections are taken again" } else { "no new connections are taken" }
+        );
+        Ok(NONE.into())
     }
 
     fn tgt_delete_connection(&self, request: &Request) -> Done {
@@ -327,7 +346,10 @@ impl Targets {
         if !session.connections.iter().any(|connection| connection.cid == cid) {
             return Err(Code::NoConnection);
         }
-        done(self.drop_connection(&iqn, request.sid, cid), &[(ErrorKind::NotFound, Code::NoConnection)])
+        done(
+            self.drop_connection(&iqn, request.sid, cid),
+            &[(ErrorKind::NotFound, Code::NoConnection), (ErrorKind::Busy, Code::TargetActive)],
+        )
     }
 }
 

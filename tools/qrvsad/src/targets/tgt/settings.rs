@@ -2,6 +2,7 @@
 
 use qrvsa_api::ApiError;
 use qrvsa_iscsi::config::Parameters;
+use qrvsa_iscsi::scsi::ModePage;
 use qrvsa_tgt::payload::Payload;
 
 use super::super::luns::mode_page;
@@ -54,6 +55,18 @@ pub fn target(target: &mut Target, name: &str, value: &str) -> Result {
     Ok(())
 }
 
+/// The caching mode page.
+const CACHING: (u8, u8) = (8, 0);
+
+/// Whether every write is to be durable: the flags of the storage say so, or its caching mode page. Neither takes back the other's word.
+fn write_through(lun: &Lun) -> bool {
+    // bit 2 of the first byte is the write cache
+    let cached = |flags: &u8| flags & 4 != 0;
+    let pages = lun.options.mode_pages.iter().filter_map(|text| mode_page(text).ok());
+    let uncached = |page: ModePage| (page.page, page.subpage) == CACHING && !page.bytes.first().is_none_or(cached);
+    lun.tgt.bsoflags.split(':').any(|flag| flag == "sync") || pages.into_iter().any(uncached)
+}
+
 /// `--mode logicalunit --op update`.
 pub fn lun(lun: &mut Lun, payload: &Payload) -> Result {
     if payload.parameters.is_empty() {
@@ -83,9 +96,8 @@ pub fn lun(lun: &mut Lun, payload: &Payload) -> Result {
                 o.mode_pages
                     .retain(|old| mode_page(old).is_ok_and(|old| (old.page, old.subpage) != (page.page, page.subpage)));
                 o.mode_pages.push(value.clone());
-                // Page 8 is the caching page; bit 2 of its first byte is the write cache.
-                if page.page == 8 && page.subpage == 0 {
-                    o.write_through = page.bytes.first().is_some_and(|flags| flags & 4 == 0);
+                if (page.page, page.subpage) == CACHING {
+                    lun.options.write_through = write_through(lun);
                 }
             }
             "path" => {
@@ -95,7 +107,7 @@ pub fn lun(lun: &mut Lun, payload: &Payload) -> Result {
             "bsopts" => value.clone_into(&mut lun.tgt.bsopts),
             "bsoflags" => {
                 value.clone_into(&mut lun.tgt.bsoflags);
-                lun.options.write_through = value.split(':').any(|flag| flag == "sync");
+                lun.options.write_through = write_through(lun);
             }
             _ => return Err(unknown(name)),
         }
@@ -107,7 +119,6 @@ pub fn lun(lun: &mut Lun, payload: &Payload) -> Result {
 pub fn system(model: &mut Model, name: &str, value: &str) -> Result {
     let fits = match name {
         "debug" => matches!(value, "on" | "off"),
-        "State" => matches!(value, "offline" | "ready"),
         // There is no iSNS here: it can be off only.
         "iSNS" | "iSNSAccessControl" => value == "Off",
         "iSNSServerIP" => value.parse::<std::net::IpAddr>().is_ok(),
@@ -119,4 +130,31 @@ pub fn system(model: &mut Model, name: &str, value: &str) -> Result {
     }
     model.system.insert(name.to_owned(), value.to_owned());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qrvsa_api::LunSource;
+
+    #[test]
+    fn write_through_holds_as_long_as_one_setting_wants_it() {
+        let mut unit = Lun {
+            source: LunSource::Null(1 << 30),
+            options: qrvsa_api::LunOptions::default(),
+            tgt: super::super::super::model::TgtStorage::default(),
+            inside: None,
+        };
+        let mut set = |text: &str| {
+            lun(&mut unit, &Payload::parse(format!("targetOps {text}").as_bytes())).unwrap();
+            unit.options.write_through
+        };
+        let page = |flags: u8| format!("mode_page=8:0:18:{flags}:0:0:0:0:0:0:0:0:0:0:0:0:0:0:0:0:0");
+        assert!(set("bsoflags=sync"));
+        assert!(set(&page(4)), "the page has a cache, the flags still have none");
+        assert!(set(&page(0)));
+        assert!(set("bsoflags=direct"), "the flags have a cache, the page still has none");
+        assert!(!set(&page(4)));
+        assert!(!set("vendor_id=ACME"));
+    }
 }

@@ -35,7 +35,9 @@ struct Shown<'a> {
     block_bytes: u32,
     online: bool,
     removable: bool,
+    removal_prevented: bool,
     read_only: bool,
+    write_protected: bool,
     thin: bool,
     store: String,
     path: String,
@@ -51,7 +53,7 @@ fn show_unit(out: &mut String, unit: &Shown<'_>) {
         out,
         "        LUN: {}\n            Type: {}\n            SCSI ID: {}\n            SCSI SN: {}\n            \
          Size: {} MB, Block size: {}\n            Online: {}\n            Removable media: {}\n            \
-         Prevent removal: No\n            Readonly: {}\n            SWP: No\n            Thin-provisioning: {}\n            \
+         Prevent removal: {}\n            Readonly: {}\n            SWP: {}\n            Thin-provisioning: {}\n            \
          Backing store type: {}\n            Backing store path: {}\n            Backing store flags: {}\n",
         unit.number,
         unit.kind,
@@ -61,7 +63,9 @@ fn show_unit(out: &mut String, unit: &Shown<'_>) {
         unit.block_bytes,
         yes(unit.online),
         yes(unit.removable),
+        yes(unit.removal_prevented),
         yes(unit.read_only),
+        yes(unit.write_protected),
         yes(unit.thin),
         unit.store,
         unit.path,
@@ -79,7 +83,9 @@ fn controller(tid: u32) -> Shown<'static> {
         block_bytes: 1,
         online: true,
         removable: false,
+        removal_prevented: false,
         read_only: false,
+        write_protected: false,
         thin: false,
         store: "null".into(),
         path: "None".into(),
@@ -106,7 +112,9 @@ fn unit(info: &LunInfo, tgt: &TgtStorage) -> Shown<'static> {
         block_bytes: if info.block_bytes == 0 { 512 } else { info.block_bytes },
         online: info.state == LunState::Online,
         removable: o.removable,
+        removal_prevented: info.removal_prevented,
         read_only: o.read_only,
+        write_protected: info.write_protected,
         thin: o.thin.unwrap_or(info.thin),
         store,
         path,
@@ -223,8 +231,8 @@ impl Targets {
     pub(super) fn tgt_show_system(&self) -> String {
         let model = self.model();
         let setting = |name: &str, default: &str| model.system.get(name).cloned().unwrap_or_else(|| default.to_owned());
-        let mut out =
-            format!("System:\n    State: {}\n    debug: {}\n", setting("State", "ready"), setting("debug", "off"));
+        let state = if self.service.is_open() { "ready" } else { "offline" };
+        let mut out = format!("System:\n    State: {state}\n    debug: {}\n", setting("debug", "off"));
         out.push_str("LLDs:\n    iscsi: ready\n    iser: error\nBacking stores:\n");
         out.push_str("    null\n    rdwr (bsoflags sync:direct)\n    aio\n");
         out.push_str("Device types:\n    disk\n    controller\n");
