@@ -40,6 +40,8 @@ use crate::seats::Seats;
 pub const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 /// Bytes one COPY_FILE_RANGE may move, so that it does not hold a session thread for long; callers loop.
 const COPY_BYTES_MAX: u64 = 64 << 20;
+/// Bit of the numbers of [`placeholder`].
+const PLACEHOLDER: Ino = 1 << 62;
 /// Inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
 /// What the kernel is asked for, if it has it. What is left out, and why, stands in the crate's documentation.
@@ -73,8 +75,8 @@ pub(crate) struct Adapter {
     late_errors: bool,
     /// Directory changes are durable when they return: the kernel leaves `sync` and `dirsync` to us.
     sync_names: bool,
-    /// Called after the last request has been answered and everything is durable.
-    on_destroy: Option<Box<dyn FnOnce() + Send + Sync>>,
+    /// Called after the last request has been answered and everything is durable, or cannot be made so.
+    on_destroy: Option<Box<dyn FnOnce(Reply<()>) + Send + Sync>>,
 }
 
 impl Adapter {
@@ -82,7 +84,7 @@ impl Adapter {
         ops: Arc<dyn Operations>,
         options: &MountOptions,
         seats: Arc<Seats>,
-        on_destroy: impl FnOnce() + Send + Sync + 'static,
+        on_destroy: impl FnOnce(Reply<()>) + Send + Sync + 'static,
     ) -> Adapter {
         let late_errors = ops.has_late_errors();
         Adapter {
@@ -270,11 +272,12 @@ impl fuser::Filesystem for Adapter {
             ops.forget_all();
             Ok(())
         });
-        if let Err(errno) = self.run("sync", INodeNo(ROOT_INO), |ops| ops.sync_all()) {
+        let synced = self.run("sync", INodeNo(ROOT_INO), |ops| ops.sync_all());
+        if let Err(errno) = synced {
             tracing::error!(%errno, "not everything is durable at the end of the mount");
         }
         if let Some(f) = self.on_destroy.take() {
-            f();
+            f(synced);
         }
     }
 
@@ -304,6 +307,9 @@ impl fuser::Filesystem for Adapter {
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         // one of many, perhaps: the thread does not park between them
         let _seat = Seats::take_one_of_many(&self.seats);
+        if is_placeholder(ino.0) {
+            return;
+        }
         let _ = self.run("forget", ino, |ops| {
             ops.forget(ino.0, count);
             Ok(())
@@ -634,12 +640,14 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
         let _seat = Seats::take(&self.seats);
+        let mut added = false;
         let result = self.run("readdir", ino, |ops| {
             let mut add = |entry: &DirEntry| match convert::file_type(entry.file_type) {
                 None => Listed::Skipped,
                 Some(kind) => {
-                    let name = OsStr::from_bytes(&entry.name);
-                    Listed::fits(!reply.add(INodeNo(entry.ino), entry.cookie, kind, name))
+                    let full = reply.add(INodeNo(entry.ino), entry.cookie, kind, OsStr::from_bytes(&entry.name));
+                    added |= !full;
+                    Listed::fits(!full)
                 }
             };
             let end = self.listings.of(handle, cookie, || ops.listing_end(ino.0))?;
@@ -647,29 +655,31 @@ impl fuser::Filesystem for Adapter {
             list(cookie, &mut page, &mut add)
         });
         match result {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(shown_errno(errno)),
+            // what comes before the error is shown; the next request meets it
+            Err(errno) if !added => reply.error(shown_errno(errno)),
+            _ => reply.ok(),
         }
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         let _seat = Seats::take(&self.seats);
         let now = SystemTime::now();
+        let mut added = false;
         let result = self.run("readdirplus", ino, |ops| {
             let mut add = |entry: &DirEntry| {
-                let (attr, ttl) = if entry.name == b"." || entry.name == b".." {
-                    // The kernel takes the number and the type of these two, and counts no lookup for them.
-                    let kind = convert::file_type(entry.file_type);
-                    (kind.map(|kind| convert::bare_attr(entry.ino, kind)), Duration::ZERO)
-                } else {
-                    // Without attributes, it is gone since the listing found its name.
-                    let ttl = entry.attr.as_ref().map_or(Duration::ZERO, |attr| self.attr_ttl(attr, now));
-                    (entry.attr.as_ref().and_then(convert::file_attr), ttl)
-                };
-                let Some(attr) = attr else { return Listed::Skipped };
+                // The kernel takes the number and the type of these two, and counts no lookup for them.
+                let dots = entry.name == b"." || entry.name == b"..";
+                let attr = entry.attr.as_ref().filter(|_| !dots);
+                let read = attr.and_then(|attr| Some((convert::file_attr(attr)?, self.attr_ttl(attr, now))));
+                let is_read = read.is_some();
+                let number = if dots { entry.ino } else { placeholder(entry.ino) };
+                let bare = || Some((convert::bare_attr(number, convert::file_type(entry.file_type)?), Duration::ZERO));
+                let Some((attr, ttl)) = read.or_else(bare) else { return Listed::Skipped };
                 let name = OsStr::from_bytes(&entry.name);
-                let full = reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, GENERATION);
-                if !full && entry.name != b"." && entry.name != b".." {
+                let full = reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION);
+                added |= !full;
+                // a reply that something was added to is always sent
+                if !full && is_read {
                     self.ops.remember(entry.ino);
                 }
                 Listed::fits(!full)
@@ -679,8 +689,9 @@ impl fuser::Filesystem for Adapter {
             list(cookie, &mut page, &mut add)
         });
         match result {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(shown_errno(errno)),
+            // what comes before the error is shown; the next request meets it
+            Err(errno) if !added => reply.error(shown_errno(errno)),
+            _ => reply.ok(),
         }
     }
 
@@ -857,6 +868,18 @@ impl fuser::Filesystem for Adapter {
             Err(errno) => reply.error(shown_errno(errno)),
         }
     }
+}
+
+/// A number of its own for the inode of a listed name whose attributes cannot be read. The library sends no name with a
+/// listing without an inode. With its true number, the kernel would take the made-up attributes for those of the inode, which
+/// may be in use, and its size for 0. No number of an inode has this bit; the name holds for no time, so that whoever uses
+/// it has it looked up.
+fn placeholder(ino: Ino) -> Ino {
+    ino | PLACEHOLDER
+}
+
+fn is_placeholder(ino: Ino) -> bool {
+    ino & PLACEHOLDER != 0
 }
 
 /// Whether whoever opened it with these flags wants access times left alone. The kernel has checked that he may.

@@ -7,6 +7,7 @@
 //!  session    mount, unmount, end of a session
 //!  target     the mount point: checks, stale mounts, mount(2), readahead
 //!  mountinfo  /proc/self/mountinfo
+//!  users      who keeps a mount from ending
 //!  adapter    kernel requests -> Operations -> replies
 //!  caching    what the kernel may remember, and for how long
 //!  latency    processors that stay awake while requests come fast
@@ -65,6 +66,7 @@ mod report;
 mod seats;
 pub mod session;
 mod target;
+mod users;
 
 pub use options::{Atime, MountOptions};
 pub use session::{Exit, Mount, Unmount, mount};

@@ -7,15 +7,17 @@
 //!
 //! Never call [`Mount::unmount`] or [`Mount::wait`] from within an operation: both wait for operations to end.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::MntFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex};
 use qrvsa_core::fs::claims::Tell;
 use qrvsa_core::fs::ops::{Ino, Operations};
@@ -26,14 +28,22 @@ use crate::atimes::Atimes;
 use crate::mountinfo::{self, Identity};
 use crate::options::MountOptions;
 use crate::seats::Seats;
-use crate::target;
+use crate::{target, users};
+
+/// How long an unmounted filesystem may take to be let go of everywhere: mounts in other namespaces go with it, but not all in
+/// the same call.
+const DETACH_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a mount may be seen after its connection was closed. `umount -f` closes that first.
+const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
-    /// Fails with `Busy` while a file is open or a process works in it. Returns when everything is durable.
+    /// Fails with `Busy` while a file is open or a process works in it. Returns when everything is durable. Also `Busy`
+    /// when it is out of the tree, but the filesystem still shown elsewhere, by a bind mount or in a container: it serves on
+    /// there ([`Mount::is_detached`]).
     Normal,
-    /// Takes the mount out of the tree now; what is open goes on until it is closed. Does not wait.
+    /// Takes the mount out of the tree now; what is open goes on until it is closed. Does not wait for that.
     Lazy,
     /// Fails every request under way and to come (`ENOTCONN`), then unmounts. Returns when everything is durable.
     Force,
@@ -61,16 +71,25 @@ struct Lifecycle {
 struct State {
     /// The adapter has done its last work.
     destroyed: bool,
+    /// Why not everything is durable, then.
+    lost: Option<Errno>,
+    /// We aborted the connection ourselves.
+    forced: bool,
     /// How the session ended, when it has.
     exit: Option<Exit>,
     callbacks: Vec<ExitCallback>,
     /// Keeps `/dev/fuse` open, so it goes with the session.
     notifier: Option<Notifier>,
+    /// A duplicate of the session's, to see whether the kernel has closed the connection. Goes with the session.
+    device: Option<Arc<OwnedFd>>,
 }
 
 impl Lifecycle {
-    fn set_destroyed(&self) {
-        self.state.lock().destroyed = true;
+    fn set_destroyed(&self, synced: std::result::Result<(), Errno>) {
+        let mut state = self.state.lock();
+        state.destroyed = true;
+        state.lost = synced.err();
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -86,7 +105,7 @@ impl Lifecycle {
         loop {
             let callbacks = {
                 let mut state = self.state.lock();
-                state.notifier = None;
+                (state.notifier, state.device) = (None, None);
                 if state.callbacks.is_empty() {
                     state.exit = Some(exit);
                     break;
@@ -127,7 +146,7 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
     let operations = ops.clone();
     let adapter = Adapter::new(ops, options, seats.clone(), {
         let lifecycle = lifecycle.clone();
-        move || lifecycle.set_destroyed()
+        move |synced| lifecycle.set_destroyed(synced)
     });
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
@@ -146,7 +165,11 @@ pub fn mount(ops: Arc<dyn Operations>, mount_point: &Path, options: &MountOption
         Ok(device) => seats.open(device),
         Err(error) => tracing::debug!(%error, "all session threads wait at the device"),
     }
-    lifecycle.state.lock().notifier = Some(session.notifier());
+    {
+        let mut state = lifecycle.state.lock();
+        state.notifier = Some(session.notifier());
+        state.device = session.as_fd().try_clone_to_owned().ok().map(Arc::new);
+    }
     operations.on_change(forget_attributes(&lifecycle));
     let identity = match mountinfo::topmost_at(&path) {
         Ok(Some(entry)) if entry.is_ours(&options.fs_name) => entry.identity,
@@ -230,18 +253,57 @@ fn supervise(session: Session<Adapter>, lifecycle: &Lifecycle, path: &Path, fs_n
     let result = session.run();
     // The session may have failed while some of its threads still serve.
     lifecycle.wait_destroyed();
-    if is_mounted(path, identity) {
-        // Aborted rather than unmounted: nobody will ever answer here again.
-        if let Err(error) = target::detach(path, MntFlags::MNT_DETACH) {
-            tracing::warn!(mount_point = %path.display(), %error, "a dead mount stays");
-        }
+    // Aborted rather than unmounted: nobody will ever answer here again.
+    let aborted = !is_unmounted_within(identity, UNMOUNT_PATIENCE);
+    if is_mounted(path, identity)
+        && let Err(error) = target::detach(path, MntFlags::MNT_DETACH)
+    {
+        tracing::warn!(mount_point = %path.display(), %error, "a dead mount stays");
     }
     let exit = match result {
+        Ok(()) if aborted && !lifecycle.state.lock().forced => {
+            Exit::Failed("the connection to the kernel was aborted".to_owned())
+        }
         Ok(()) => Exit::Unmounted,
         Err(error) => Exit::Failed(error.to_string()),
     };
     tracing::info!(mount_point = %path.display(), filesystem = fs_name, ?exit, "mount ended");
     lifecycle.finish(exit);
+}
+
+/// Whether that very mount is nowhere in the tree, now or a little later.
+fn is_unmounted_within(identity: Identity, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if !is_in_tree(identity) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether that very mount is in the tree of this process.
+fn is_in_tree(identity: Identity) -> bool {
+    mountinfo::read().is_ok_and(|all| all.iter().any(|e| e.identity == identity))
+}
+
+/// Whether the kernel has closed the connection, or does so soon.
+fn is_closed(device: Option<&OwnedFd>, patience: Duration) -> bool {
+    let Some(device) = device else { return true };
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(device.as_fd(), PollFlags::empty())];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Whether that very mount is topmost at `path`.
@@ -301,22 +363,76 @@ impl Mount {
         }
     }
 
+    /// Whether it is out of the tree, but still used by open files, a bind mount or a container.
+    pub fn is_detached(&self) -> bool {
+        self.is_alive() && !is_in_tree(self.identity)
+    }
+
+    /// Who uses it, as far as that can be seen, to be put after "it is still".
+    pub fn users(&self) -> String {
+        users::describe(self.identity)
+    }
+
+    /// Why not everything was made durable at the end of the session; the log has the details.
+    pub fn lost(&self) -> Option<Errno> {
+        self.lifecycle.state.lock().lost
+    }
+
+    /// What an unmount that is through answers.
+    fn outcome(&self) -> Result<()> {
+        match self.lost() {
+            None => Ok(()),
+            Some(errno) => {
+                let at = self.mount_point.display();
+                let context = format!("{at}: unmounted, but what was written last could not be made durable");
+                Err(Error::new(ErrorKind::Posix(errno), context))
+            }
+        }
+    }
+
+    /// As [`Mount::wait`] for a limited time.
+    fn wait_for(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lifecycle.state.lock();
+        while state.exit.is_none() {
+            if self.lifecycle.changed.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
     /// Unmounts. Nothing to do if the session has ended.
     ///
     /// # Errors
-    /// `Busy`: in use, or something else is mounted on top. `Posix`: what umount(2) says.
+    /// `Busy`: in use, or something else is mounted on top. `Posix`: what umount(2) says. Any, with the mount gone
+    /// ([`Mount::lost`]): not everything could be made durable.
     pub fn unmount(&self, how: Unmount) -> Result<()> {
         if !self.is_alive() {
-            return Ok(());
+            return self.outcome();
         }
+        let device = self.lifecycle.state.lock().device.clone();
         let mounted = is_mounted(&self.mount_point, self.identity);
         if !mounted {
             return self.unmount_hidden(how);
         }
         match how {
-            Unmount::Normal => self.detach(MntFlags::empty())?,
-            Unmount::Lazy => return self.detach(MntFlags::MNT_DETACH),
+            Unmount::Normal => {
+                self.detach(MntFlags::empty())?;
+                if !is_closed(device.as_deref(), DETACH_PATIENCE) {
+                    let at = self.mount_point.display();
+                    fail!(Busy, "{at}: detached, but its filesystem is still {}", self.users());
+                }
+            }
+            Unmount::Lazy => {
+                self.detach(MntFlags::MNT_DETACH)?;
+                if is_closed(device.as_deref(), Duration::ZERO) {
+                    // nobody used it
+                    self.wait_for(DETACH_PATIENCE);
+                }
+                return Ok(());
+            }
             Unmount::Force => {
+                self.lifecycle.state.lock().forced = true;
                 // Aborts the connection, and mostly fails as busy; the mount itself goes next.
                 let _ = self.detach(MntFlags::MNT_FORCE);
                 if is_mounted(&self.mount_point, self.identity) {
@@ -329,20 +445,22 @@ impl Mount {
             }
         }
         self.wait();
-        Ok(())
+        self.outcome()
     }
 
     /// Unmounts a mount that is not at its place: detached lazily but still open, or below another mount.
     fn unmount_hidden(&self, how: Unmount) -> Result<()> {
-        if mountinfo::read()?.iter().any(|e| e.identity == self.identity) {
+        if is_in_tree(self.identity) {
             fail!(Busy, "{}: something else is mounted on top", self.mount_point.display());
         }
         match how {
             Unmount::Normal if self.is_alive() => {
-                fail!(Busy, "{}: already detached, but files are still open", self.mount_point.display())
+                let at = self.mount_point.display();
+                fail!(Busy, "{at}: detached already, but its filesystem is still {}", self.users());
             }
             Unmount::Normal | Unmount::Lazy => Ok(()),
             Unmount::Force => {
+                self.lifecycle.state.lock().forced = true;
                 let (_, minor) = self.identity.device;
                 let file = format!("/sys/fs/fuse/connections/{minor}/abort");
                 if let Err(error) = std::fs::write(&file, "1")
@@ -351,7 +469,7 @@ impl Mount {
                     fail!(Busy, "{}: cannot abort the connection: {file}: {error}", self.mount_point.display());
                 }
                 self.wait();
-                Ok(())
+                self.outcome()
             }
         }
     }

@@ -84,6 +84,7 @@ impl Dataset {
         let _order = self.log_order.lock();
         // holding the group open ties the entries to it: nothing they contain can be committed under an older number
         let tx = self.begin_unchecked();
+        self.host.check_writable()?;
         let txg = tx.hold.txg();
         let pending_bytes = {
             let pending = self.pending.lock();
@@ -154,7 +155,9 @@ impl Store for Dataset {
     fn begin(&self, intent: Intent) -> Result<Transaction<'_>> {
         self.host.admit(intent)?;
         let tx = self.begin_unchecked();
-        // under the hold: the group that closes after the dataset was marked is the last with changes of it
+        // under the hold: the group that ends the pool's service is the last with changes of anything
+        self.host.check_writable()?;
+        // as well: the group that closes after the dataset was marked is the last with changes of it
         if self.destroying() {
             fail!(NotFound, "'{}' was destroyed", self.name());
         }

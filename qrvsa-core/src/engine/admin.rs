@@ -124,7 +124,8 @@ impl Pool {
     }
 
     /// Ends service: everything is made durable, jobs are told to pause, the pool is marked clean. Afterwards the pool is
-    /// only good for being dropped.
+    /// only good for being dropped. A change by somebody who still has one of its filesystems open is either in the last
+    /// commit or refused (`Suspended`).
     ///
     /// # Errors
     /// When the last commit fails; what was acknowledged before is safe.
@@ -139,6 +140,7 @@ impl Pool {
             // the first writes everything out, the second has an empty log to name
             self.commit().and_then(|()| self.commit_clean())
         };
+        self.end_writing();
         self.datasets.write().clear();
         for member in self.space.members() {
             member.set_device(None);
@@ -148,6 +150,7 @@ impl Pool {
 
     /// Lets go of everything without writing anything, as a crash does.
     pub fn abandon(&self) {
+        self.end_writing();
         self.retire_volumes();
         self.datasets.write().clear();
         for member in self.space.members() {

@@ -72,7 +72,7 @@ impl Pool {
         }
     }
 
-    /// The commit that ends the pool's service: marks it clean.
+    /// The commit that ends the pool's service: marks it clean. What is not in it is refused.
     ///
     /// # Errors
     /// As [`Pool::commit_up_to`].
@@ -84,6 +84,10 @@ impl Pool {
     fn commit_steps(&self, state: &mut super::pool::CommitState, clean: bool) -> Result<()> {
         // 1. close
         let (txg, (datasets, mark)) = self.gate.close(|txg| {
+            // nobody holds the group: who comes later sees that it is too late
+            if clean {
+                self.end_writing();
+            }
             let datasets = self.every_dataset();
             datasets.iter().for_each(|d| d.items.freeze());
             // looked at while nobody holds the group: later groups have no changes of a dataset that is destroyed now

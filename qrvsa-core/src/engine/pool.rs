@@ -216,6 +216,14 @@ impl Pool {
         }
     }
 
+    /// Ends writing because the pool's service ends: what comes later is refused as on a suspended pool.
+    pub(crate) fn end_writing(&self) {
+        let mut why = self.suspended_why.lock();
+        if !self.suspended.swap(true, Ordering::AcqRel) {
+            "it was exported or destroyed".clone_into(&mut why);
+        }
+    }
+
     /// Why the pool stopped writing, if it did.
     pub fn suspended(&self) -> Option<String> {
         self.suspended.load(Ordering::Acquire).then(|| self.suspended_why.lock().clone())

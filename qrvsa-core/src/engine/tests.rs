@@ -20,7 +20,9 @@ use crate::tree::Key;
 
 mod cache;
 mod check;
+mod close;
 mod full;
+mod heal;
 mod hostile;
 mod replace;
 mod replay;

@@ -55,7 +55,8 @@ impl<S: Store> FileSystem<S> {
         self.attr_of(ino, &inode)
     }
 
-    /// Lists the entries after one cookie up to another. `touch`: updates the access time if it is due.
+    /// Lists the entries after one cookie up to another. `touch`: updates the access time if it is due. An inode that cannot
+    /// be read costs its entry the attributes, and hides no other.
     pub(crate) fn list_dir(
         &self,
         ino: Ino,
@@ -77,7 +78,8 @@ impl<S: Store> FileSystem<S> {
         }
         for (at, name, target) in [(1, &b"."[..], ino), (2, &b".."[..], dir.parent)] {
             if cookie < at {
-                let attr = if plus { Some(self.attr_of(target, &self.load(target)?)?) } else { None };
+                let attr =
+                    if plus { self.load(target).and_then(|inode| self.attr_of(target, &inode)).ok() } else { None };
                 let entry = DirEntry { ino: target, cookie: at, file_type: libc::S_IFDIR, name: name.to_vec(), attr };
                 if !emit(&entry) {
                     return Ok(());
@@ -110,14 +112,14 @@ impl<S: Store> FileSystem<S> {
         let mut entry = dirent::decode_index(key.offset, value)?;
         let mut attr = None;
         if plus {
-            let found = self.locks.consistent(key.object, || -> Result<Option<(Dirent, Inode)>> {
+            let found = self.locks.consistent(key.object, || -> Result<Option<(Dirent, Result<Inode>)>> {
                 let Some(value) = self.store.get(key)? else { return Ok(None) };
                 let entry = dirent::decode_index(key.offset, &value)?;
-                let inode = self.load(entry.ino)?;
+                let inode = self.load(entry.ino);
                 Ok(Some((entry, inode)))
             })?;
             let Some((current, inode)) = found else { return Ok(None) };
-            attr = Some(self.attr_of(current.ino, &inode)?);
+            attr = inode.and_then(|inode| self.attr_of(current.ino, &inode)).ok();
             entry = current;
         }
         Ok(Some(DirEntry { ino: entry.ino, cookie: entry.index, file_type: entry.file_type, name: entry.name, attr }))

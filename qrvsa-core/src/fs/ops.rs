@@ -123,7 +123,7 @@ pub struct DirEntry {
     pub file_type: u32,
     /// Name.
     pub name: Vec<u8>,
-    /// Attributes, when asked for with `plus`.
+    /// Attributes, when asked for with `plus` and when they can be read.
     pub attr: Option<Attr>,
 }
 

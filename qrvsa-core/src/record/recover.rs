@@ -337,7 +337,7 @@ impl RecordStore {
         state.bad.dedup();
         let mut batch = IoBatch::new();
         let mut owners = Vec::new();
-        let _io = group.io.read();
+        let io = group.io.read();
         let columns = group.columns.read().clone();
         for column in &state.bad {
             let Some(bytes) = state.good[*column as usize].take() else { continue };
@@ -352,8 +352,11 @@ impl RecordStore {
                 owners.push((member, offset, *column));
             }
         }
+        let outcomes = batch.wait(WRITE_DEADLINE);
+        // naming the object for the log may read, and heal, in this very group
+        drop(io);
         let mut healed = BTreeSet::new();
-        for (outcome, (member, offset, column)) in batch.wait(WRITE_DEADLINE).into_iter().zip(owners) {
+        for (outcome, (member, offset, column)) in outcomes.into_iter().zip(owners) {
             match outcome {
                 Outcome::Done(_) => {
                     member.count(&member.repaired);

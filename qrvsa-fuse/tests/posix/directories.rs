@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 
-use crate::support::{Mounted, can_mount};
+use crate::support::{Mounted, can_mount, errno};
 
 fn list(path: &Path) -> HashSet<String> {
     let mut seen = HashSet::new();
@@ -166,4 +166,60 @@ fn a_stream_can_go_back_to_where_it_was() {
         assert_eq!(count, 2003);
         libc::closedir(stream);
     }
+}
+
+#[test]
+fn an_inode_that_cannot_be_read_hides_no_other_name() {
+    if !can_mount() {
+        return;
+    }
+    let mut m = Mounted::new();
+    let names: HashSet<String> = (0..300).map(|i| format!("f{i}")).collect();
+    for name in &names {
+        fs::write(m.path(name), "contents").unwrap();
+    }
+    fs::create_dir(m.path("dir")).unwrap();
+    fs::hard_link(m.path("f7"), m.path("other")).unwrap();
+    let all: HashSet<String> = names.into_iter().chain(["dir".to_owned(), "other".to_owned()]).collect();
+    m.mount_again();
+    // in use by its other name, with what the kernel knows of it
+    let used = fs::File::open(m.path("other")).unwrap();
+    m.fs.unreadable.lock().unwrap().extend([b"f7".to_vec(), b"f130".to_vec(), b"dir".to_vec()]);
+    for _ in 0..2 {
+        assert_eq!(list(m.root()), all);
+        assert_eq!(used.metadata().unwrap().len(), 8, "its attributes are not made up");
+    }
+    assert!(m.fs.count("readdirplus") > 0);
+    for entry in fs::read_dir(m.root()).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        assert_eq!(entry.file_type().unwrap().is_dir(), name == "dir");
+        let unreadable = ["f7", "f130", "dir"].contains(&&*name);
+        assert_eq!(errno(entry.metadata()), if unreadable { libc::EIO } else { 0 }, "{name}");
+    }
+    // once it can be read again
+    m.fs.unreadable.lock().unwrap().clear();
+    assert_eq!(fs::metadata(m.path("f7")).unwrap().ino(), used.metadata().unwrap().ino());
+    assert_eq!(fs::read(m.path("f130")).unwrap(), b"contents");
+    assert!(list(&m.path("dir")).is_empty());
+    m.forget("f7");
+    assert_eq!(list(m.root()), all);
+}
+
+#[test]
+fn names_before_an_error_are_listed() {
+    if !can_mount() {
+        return;
+    }
+    let mut m = Mounted::new();
+    for name in ["a", "b", "c"] {
+        fs::write(m.path(name), "").unwrap();
+    }
+    m.mount_again();
+    *m.fs.listed_up_to.lock().unwrap() = Some(b"c".to_vec());
+    let mut listed = fs::read_dir(m.root()).unwrap();
+    let mut next = || listed.next().unwrap().map(|entry| entry.file_name().into_string().unwrap());
+    assert_eq!((next().unwrap(), next().unwrap()), ("a".to_owned(), "b".to_owned()));
+    assert_eq!(errno(next()), libc::EIO);
+    *m.fs.listed_up_to.lock().unwrap() = None;
+    assert_eq!(list(m.root()).len(), 3);
 }

@@ -110,7 +110,9 @@ fn busy_lazy_and_forced() {
     assert!(m.mount.is_alive());
     m.mount.unmount(Unmount::Lazy).unwrap();
     assert!(mount_line(m.root()).is_none());
-    assert!(m.mount.is_alive(), "an open file keeps it going");
+    assert!(m.mount.is_alive() && m.mount.is_detached(), "an open file keeps it going");
+    let users = m.mount.users();
+    assert!(users.contains(&format!("open in process {} ", std::process::id())), "{users}");
     f.write_at(b"2", 1).unwrap();
     assert_eq!(m.mount.unmount(Unmount::Normal).unwrap_err().kind(), ErrorKind::Busy);
     drop(f);
@@ -148,10 +150,78 @@ fn an_aborted_connection_leaves_no_dead_mount() {
         eprintln!("skipped: no control filesystem: {error}");
         return;
     }
-    assert_eq!(m.mount.wait(), Exit::Unmounted);
+    let exit = m.mount.wait();
+    assert!(matches!(&exit, Exit::Failed(why) if why.contains("aborted")), "it is nobody's unmount: {exit:?}");
     assert!(mount_line(m.root()).is_none());
     assert_eq!(m.fs.open_count(), 0);
     drop(f);
+}
+
+#[test]
+fn a_forced_unmount_from_outside_is_one() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::new();
+    let status = Command::new("umount").args(["-i", "-f"]).arg(m.root()).status().unwrap();
+    assert!(status.success());
+    assert_eq!(m.mount.wait(), Exit::Unmounted);
+}
+
+/// A bind mount, gone at the end.
+struct Bound(tempfile::TempDir);
+
+impl Bound {
+    fn to(what: &Path) -> Bound {
+        let dir = tempfile::Builder::new().prefix("qrvsa-fuse-bound-").tempdir().unwrap();
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::MS_BIND);
+        nix::mount::mount(Some(what), dir.path(), none, flags, none).unwrap();
+        Bound(dir)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_filesystem_that_is_shown_elsewhere_serves_on() {
+    if !can_mount() || !crate::support::is_root() {
+        return;
+    }
+    let m = Mounted::new();
+    fs::write(m.path("a"), "x").unwrap();
+    let bound = Bound::to(m.root());
+    let error = m.mount.unmount(Unmount::Normal).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let place = bound.0.path().canonicalize().unwrap();
+    assert!(error.to_string().contains(&format!("shown on {}", place.display())), "{error}");
+    assert!(m.mount.is_alive() && m.mount.is_detached());
+    assert!(mount_line(m.root()).is_none());
+    assert_eq!(fs::read(place.join("a")).unwrap(), b"x");
+    for how in [Unmount::Normal, Unmount::Lazy] {
+        assert_eq!(m.mount.unmount(how).is_err(), how == Unmount::Normal);
+    }
+    drop(bound);
+    assert_eq!(m.mount.wait(), Exit::Unmounted);
+    assert!(!m.mount.is_detached());
+    assert_eq!(m.fs.count("sync_all"), 1);
+}
+
+#[test]
+fn what_could_not_be_made_durable_is_told() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::new();
+    m.fs.sync_errno.store(libc::EIO as u64, Ordering::Relaxed);
+    let error = m.mount.unmount(Unmount::Normal).unwrap_err();
+    assert_eq!(error.errno(), nix::errno::Errno::EIO);
+    assert!(error.to_string().contains("unmounted, but"), "{error}");
+    assert!(!m.mount.is_alive() && mount_line(m.root()).is_none());
+    assert_eq!(m.mount.lost(), Some(nix::errno::Errno::EIO));
 }
 
 #[test]

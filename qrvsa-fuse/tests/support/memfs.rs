@@ -1,6 +1,6 @@
 //! A filesystem in memory behind [`Operations`]: simple, one lock, complete. The reference the mount is tested with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -163,6 +163,12 @@ pub struct MemFs {
     pub io_flusher: AtomicU64,
     /// Error number that the next flushes report, 0 for none.
     pub flush_errno: AtomicU64,
+    /// Error number that making everything durable reports, 0 for none.
+    pub sync_errno: AtomicU64,
+    /// Names whose inodes cannot be read.
+    pub unreadable: Mutex<HashSet<Vec<u8>>>,
+    /// A listing fails when it comes to this name.
+    pub listed_up_to: Mutex<Option<Vec<u8>>>,
     /// Opens that may write.
     pub writers: AtomicU64,
     /// The file that serves as a disk now, 0 for none.
@@ -374,6 +380,9 @@ impl MemFs {
             space: AtomicU64::new(u64::MAX),
             meeting: Meeting::default(),
             flush_errno: AtomicU64::new(0),
+            sync_errno: AtomicU64::new(0),
+            unreadable: Mutex::default(),
+            listed_up_to: Mutex::default(),
             writers: AtomicU64::new(0),
             disk: AtomicU64::new(0),
             last_disk: AtomicU64::new(0),
@@ -417,6 +426,9 @@ impl Operations for MemFs {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         if name == PANIC_NAME {
             panic!("asked for by name");
+        }
+        if self.unreadable.lock().unwrap().contains(name) {
+            return Err(error(Errno::EIO));
         }
         let mut state = self.lock("lookup");
         let ino = match name {
@@ -727,7 +739,10 @@ impl Operations for MemFs {
 
     fn sync_all(&self) -> Result<()> {
         drop(self.lock("sync_all"));
-        Ok(())
+        match self.sync_errno.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(error(Errno::from_raw(errno as i32))),
+        }
     }
 
     fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
@@ -740,9 +755,13 @@ impl Operations for MemFs {
         list.extend(named.map(|(c, (name, ino))| (*c, name.clone(), *ino)));
         for (cookie, name, ino) in list {
             let attr = state.attr(ino)?;
+            if self.listed_up_to.lock().unwrap().as_ref() == Some(&name) {
+                return Err(error(Errno::EIO));
+            }
             let dots = name == b"." || name == b"..";
+            let readable = !self.unreadable.lock().unwrap().contains(&name);
             let file_type = attr.mode & libc::S_IFMT;
-            if !emit(&DirEntry { ino, cookie, file_type, name, attr: (plus && !dots).then_some(attr) }) {
+            if !emit(&DirEntry { ino, cookie, file_type, name, attr: (plus && !dots && readable).then_some(attr) }) {
                 break;
             }
         }

@@ -678,6 +678,8 @@ state! {
     MountState {
         /// Serves.
         Mounted = "mounted",
+        /// Unmounted, but still used by open files, a bind mount or a container. Ends with them; no restart brings it back.
+        Detached = "detached",
         /// Should exist, but does not: its pool is not imported or mounting failed.
         Waiting = "waiting",
     }
@@ -697,7 +699,7 @@ pub struct MountInfo {
     pub options: Vec<String>,
     /// State.
     pub state: MountState,
-    /// Why it is waiting.
+    /// Why it is waiting, or what keeps it from ending.
     #[serde(default)]
     pub message: String,
 }

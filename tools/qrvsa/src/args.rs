@@ -81,7 +81,7 @@ pub enum Command {
     Umount {
         /// The directory.
         dir: PathBuf,
-        /// Detach it although it is in use; it ends when the last file is closed.
+        /// Detach it although it is in use; it ends when nothing uses it any more, and cannot be mounted again before.
         #[arg(long, short)]
         lazy: bool,
     },

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use qrvsa_api::{
     ApiError, Client, CreateFs, CreatePool, CreateVolume, ErrorKind, ImportPools, JobInfo, JobKind, JobState,
-    MountRequest, ReplaceDevice, ResizeVolume, ScrubAction,
+    MountInfo, MountRequest, MountState, ReplaceDevice, ResizeVolume, ScrubAction,
 };
 use serde::Serialize;
 
@@ -291,13 +291,18 @@ impl Session {
     fn umount(&self, dir: &Path, lazy: bool) -> Result<u8, ApiError> {
         let (canonical, absolute) = (paths::directory(dir)?, paths::absolute(dir)?);
         let mounts = self.client.mounts()?;
-        let found = mounts.iter().rev().find(|m| m.mountpoint == canonical || m.mountpoint == absolute);
+        let there = |m: &&MountInfo| m.mountpoint == canonical || m.mountpoint == absolute;
+        let found = mounts.iter().rev().filter(there).min_by_key(|m| m.state == MountState::Detached);
         let mount = found.ok_or_else(|| {
             ApiError::not_found(format!("nothing of QRVSA is mounted on {}", dir.display()))
                 .with_hint("`qrvsa mount` shows what is mounted")
         })?;
         self.client.unmount(mount.id, lazy)?;
-        self.done(&format!("{} unmounted", clean(&mount.mountpoint.display().to_string())))
+        let at = clean(&mount.mountpoint.display().to_string());
+        if lazy && self.client.mounts()?.iter().any(|m| m.id == mount.id) {
+            return self.done(&format!("{at} detached; its filesystem serves those who still use it"));
+        }
+        self.done(&format!("{at} unmounted"))
     }
 
     fn debug(&self, command: &Debug) -> Result<u8, ApiError> {

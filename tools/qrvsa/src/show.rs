@@ -309,7 +309,7 @@ pub fn mounts(list: &[MountInfo]) -> String {
     let mut rows = vec![cells(["FILESYSTEM", "MOUNTED ON", "STATE", "OPTIONS", "NOTE"])];
     for mount in list {
         let options = if mount.options.is_empty() { "-".to_owned() } else { clean(&mount.options.join(",")) };
-        let note = if mount.state == MountState::Waiting { clean(&mount.message) } else { String::new() };
+        let note = if mount.state == MountState::Mounted { String::new() } else { clean(&mount.message) };
         let at = clean(&mount.mountpoint.display().to_string());
         rows.push(vec![mount.source.to_string(), at, mount.state.to_string(), options, note]);
     }

@@ -198,7 +198,14 @@ fn mounts() {
 
     daemon.world.busy.lock().insert(at.clone());
     run(&["umount", "mnt"]).fails(7, &["--lazy"]);
-    run(&["umount", "mnt/", "--lazy"]).works();
+    let detached = run(&["umount", "mnt/", "--lazy"]).works();
+    assert!(detached.out.contains("detached"), "{detached:?}");
+    let listed = run(&["mount"]).works();
+    assert!(listed.out.contains("detached") && listed.out.contains("still used"), "{listed:?}");
+    run(&["umount", "mnt"]).fails(7, &["is detached", "process 7"]);
+    run(&["mount", "tank", "mnt"]).fails(7, &["was unmounted", "process 7"]);
+    daemon.world.let_go(&at);
+    support::eventually("it is forgotten", || run(&["mount"]).works().out.contains("nothing is mounted"));
     run(&["umount", "mnt"]).fails(6, &["nothing of QRVSA is mounted"]);
 }
 

@@ -65,10 +65,21 @@ pub trait Mounter: Send + Sync + 'static {
 /// A mount that serves. Dropping the last handle ends it.
 #[allow(clippy::missing_errors_doc, reason = "what the system call says")]
 pub trait ActiveMount: Send + Sync {
-    /// Unmounts, and returns when the session has ended; `Busy` while files are open. `lazy`: takes it out of the tree at
-    /// once; the session ends when its last file is closed.
+    /// Unmounts, and returns when the session has ended; `Busy` while files are open, and when it is out of the tree but
+    /// still used ([`ActiveMount::is_detached`]). `lazy`: takes it out of the tree at once; the session ends when nothing
+    /// uses it any more.
     fn unmount(&self, lazy: bool) -> Result<()>;
 
     /// Whether the session still serves.
     fn is_alive(&self) -> bool;
+
+    /// Whether the session serves, but is not in the tree: its filesystem is shown elsewhere (a bind mount, a container), or
+    /// files are open.
+    fn is_detached(&self) -> bool;
+
+    /// By whom it is used, to be put after "still". May take a while.
+    fn users(&self) -> String;
+
+    /// Why not everything was made durable at the end of the session.
+    fn lost(&self) -> Option<String>;
 }

@@ -39,4 +39,16 @@ impl ActiveMount for FuseMount {
     fn is_alive(&self) -> bool {
         self.0.is_alive()
     }
+
+    fn is_detached(&self) -> bool {
+        self.0.is_detached()
+    }
+
+    fn users(&self) -> String {
+        self.0.users()
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.0.lost().map(|errno| errno.desc().to_owned())
+    }
 }

@@ -95,7 +95,85 @@ fn a_mount_in_use_is_only_detached_on_request() {
     assert_eq!(daemon.client().mounts().unwrap()[0].state, MountState::Mounted);
     assert_eq!(daemon.remembered().1.len(), 1);
     daemon.client().unmount(info.id, true).unwrap();
-    assert_eq!(daemon.client().mounts().unwrap(), []);
+    assert_eq!(daemon.world.mounted(), [""; 0]);
+    let left = daemon.client().mounts().unwrap();
+    assert_eq!((left[0].state, left[0].id), (MountState::Detached, info.id));
+    assert!(left[0].message.contains("still used"), "{left:?}");
+    assert_eq!(daemon.remembered().1.len(), 0, "it was unmounted");
+    assert_eq!(daemon.client().filesystems("tank").unwrap()[0].mountpoints.len(), 0);
+}
+
+/// Two sessions on one filesystem would each cache it as if the other did not exist.
+#[test]
+fn what_is_detached_and_used_is_not_mounted_again() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let client = daemon.client();
+    client.create_fs("tank", &CreateFs { name: "home".into(), properties: vec![] }).unwrap();
+    let (at, other) = (daemon.mountpoint("mnt"), daemon.mountpoint("other"));
+    let info = daemon.mount("tank/home", &at).unwrap();
+    daemon.world.busy.lock().insert(at.clone());
+    client.unmount(info.id, true).unwrap();
+    for place in [&at, &other] {
+        let error = daemon.mount("tank/home", place).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("was unmounted from") && error.message.contains("open in process 7"), "{error}");
+    }
+    let home = "tank/home".parse().unwrap();
+    assert_eq!(client.destroy_fs(&home, true).unwrap_err().kind, ErrorKind::Busy);
+    assert_eq!(client.unmount(info.id, false).unwrap_err().kind, ErrorKind::Busy);
+    client.unmount(info.id, true).unwrap();
+    // the directory is free for another filesystem
+    daemon.world.busy.lock().clear();
+    let root = daemon.mount("tank", &at).unwrap();
+    client.unmount(root.id, false).unwrap();
+    daemon.world.let_go(&at);
+    eventually("it is forgotten", || client.mounts().unwrap().is_empty());
+    daemon.mount("tank/home", &at).unwrap();
+    assert_eq!(daemon.remembered().1, [at]);
+}
+
+#[test]
+fn a_mount_that_is_shown_elsewhere_ends_there() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let (client, at) = (daemon.client(), daemon.mountpoint("mnt"));
+    for ends_by_itself in [true, false] {
+        let info = daemon.mount("tank", &at).unwrap();
+        daemon.world.bound.lock().insert(at.clone());
+        let error = client.unmount(info.id, false).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("is detached, but its filesystem is still"), "{error}");
+        assert_eq!(client.mounts().unwrap()[0].state, MountState::Detached);
+        assert_eq!(daemon.remembered().1.len(), 0);
+        if ends_by_itself {
+            daemon.world.let_go(&at);
+            eventually("it is forgotten", || client.mounts().unwrap().is_empty());
+        } else {
+            assert_eq!(client.export_pool("tank", false).unwrap_err().kind, ErrorKind::Busy);
+            assert!(daemon.world.pools.lock()["tank"].imported);
+            client.export_pool("tank", true).unwrap();
+            assert_eq!(client.mounts().unwrap(), []);
+        }
+    }
+    // its session lasts, but has no pool any more
+    assert_eq!(daemon.world.detached.lock().len(), 1);
+    daemon.world.let_go(&at);
+}
+
+#[test]
+fn an_unmount_that_could_not_store_everything_says_so() {
+    let daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let (client, at) = (daemon.client(), daemon.mountpoint("mnt"));
+    daemon.world.losing.lock().insert(at.clone());
+    let info = daemon.mount("tank", &at).unwrap();
+    let error = client.unmount(info.id, false).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io);
+    assert!(error.message.contains("is unmounted, but"), "{error}");
+    assert_eq!((client.mounts().unwrap(), daemon.remembered().1.len()), (vec![], 0));
+    daemon.mount("tank", &at).unwrap();
+    client.export_pool("tank", true).unwrap();
 }
 
 #[test]

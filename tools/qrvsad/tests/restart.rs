@@ -266,6 +266,17 @@ fn mounts_in_use_are_detached_after_a_while() {
 }
 
 #[test]
+fn mounts_that_are_shown_elsewhere_do_not_hold_up_the_end() {
+    let mut daemon = TestDaemon::new();
+    daemon.config.unmount_patience = Duration::from_secs(3600);
+    let points = mount_two_pools(&mut daemon);
+    daemon.world.bound.lock().insert(points[0].clone());
+    daemon.stop();
+    assert!(daemon.world.pools.lock().values().all(|pool| pool.clean_exports == 1));
+    assert_eq!(daemon.remembered().1, points);
+}
+
+#[test]
 fn a_second_signal_does_not_wait() {
     let mut daemon = TestDaemon::new();
     (daemon.config.unmount_patience, daemon.config.urgent_patience) = (Duration::from_secs(3600), PATIENCE);

@@ -92,6 +92,23 @@ fn a_ring_of_directories_is_found_and_survived() {
 }
 
 #[test]
+fn an_inode_that_cannot_be_read_hides_no_other() {
+    let fs = new_fs();
+    let d = dir(&fs, ROOT_INO, "d");
+    let made: Vec<_> = (0..5).map(|i| file(&fs, d, &format!("f{i}"))).collect();
+    fs.store().set_item(inode_key(made[1]), Some(vec![0; 160]));
+    fs.store().set_item(inode_key(made[3]), None);
+    let listed = list(&fs, d);
+    let names: Vec<_> = listed.iter().map(|e| String::from_utf8_lossy(&e.name).into_owned()).collect();
+    assert_eq!(names, [".", "..", "f0", "f1", "f2", "f3", "f4"]);
+    for entry in &listed[2..] {
+        assert_eq!(entry.file_type, libc::S_IFREG);
+        assert_eq!(entry.attr.is_none(), [made[1], made[3]].contains(&entry.ino), "{entry:?}");
+    }
+    fails(fs.lookup(d, b"f1"), Errno::EIO);
+}
+
+#[test]
 fn operations_on_damaged_items_fail() {
     let fs = new_fs();
     let d = dir(&fs, ROOT_INO, "d");

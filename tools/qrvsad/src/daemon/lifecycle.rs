@@ -140,6 +140,10 @@ impl Daemon {
                     false
                 }
                 Err(_) if !mount.is_alive() => false,
+                Err(e) if mount.is_detached() => {
+                    tracing::warn!("{e}; exporting its pool all the same");
+                    false
+                }
                 Err(e) => {
                     if lazy {
                         tracing::error!("cannot detach {}: {e}", mountpoint.display());

@@ -435,6 +435,9 @@ impl Daemon {
         let gone = matches!(self.engine.status(pool), Err(e) if e.kind() == qrvsa_core::ErrorKind::NotFound);
         {
             let mut mounts = self.mounts.lock();
+            if gone {
+                mounts.forget_detached(pool);
+            }
             for mount in ended.into_iter().rev() {
                 mounts.add_waiting(mount, "its pool is not imported");
             }
@@ -462,9 +465,11 @@ impl Daemon {
             match self.end_mount(id, false) {
                 Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
                 Err(e) if e.kind == ErrorKind::NotFound => continue,
+                // It is gone all the same.
+                Err(e) if e.kind == ErrorKind::Io && lazy => tracing::error!("{e}"),
                 other => other?,
             }
-            ended.push(mount);
+            ended.extend(mount);
         }
         Ok(())
     }
@@ -629,11 +634,7 @@ impl Daemon {
                 .with_hint("`qrvsa pool destroy` destroys the whole pool"));
         }
         self.need_fs(name)?;
-        if let Some(mountpoint) = self.mounts.lock().mountpoints_of(name).first() {
-            let at = mountpoint.display();
-            return Err(ApiError::busy(format!("filesystem {name} is mounted on {at}"))
-                .with_hint(format!("`qrvsa umount {at}` first")));
-        }
+        self.need_unmounted(name)?;
         self.targets.need_unused_fs(name)?;
         if !force {
             return Err(ApiError::new(

@@ -1,7 +1,8 @@
 //! The mount table: what is mounted, what should be, and how a mount comes and goes.
 //!
 //! A filesystem has one mount: the kernel caches names, attributes and contents as if nobody else changed them. Bind mounts
-//! show it in more places.
+//! show it in more places. That mount lasts as long as its session: unmounted while it is used (lazily, or shown elsewhere),
+//! it stays in the table as detached, and keeps others away, until nothing uses it.
 //!
 //! A mount that an administrator ends with `umount` is known by the end of its session, and leaves the table. So does not
 //! a mount whose session ended because the daemon or the whole system is going down, or because it died.
@@ -46,16 +47,49 @@ enum State {
     Mounting { ended: bool },
     /// Serves.
     Mounted(Arc<dyn ActiveMount>),
-    /// Being ended by the daemon.
-    Unmounting,
+    /// Being ended by the daemon. `ended`: its session has.
+    Unmounting { ended: bool },
+    /// Not in the tree any more, but something uses it still.
+    Detached(Arc<dyn ActiveMount>),
 }
 
 impl Entry {
+    /// Whether there is a session.
+    fn is_there(&self) -> bool {
+        !matches!(self.state, State::Waiting)
+    }
+
+    /// Whether its directory shows it.
+    fn has_place(&self) -> bool {
+        self.is_there() && !matches!(self.state, State::Detached(_))
+    }
+
     fn remembered(&self) -> PersistentMount {
         PersistentMount {
             source: self.source.clone(),
             mountpoint: self.mountpoint.clone(),
             options: self.options.clone(),
+        }
+    }
+}
+
+/// The mount a filesystem has.
+struct InUse {
+    mountpoint: PathBuf,
+    detached: Option<Arc<dyn ActiveMount>>,
+}
+
+impl InUse {
+    /// Why nothing else can be done with the filesystem. Not under a lock.
+    fn error(&self, source: &FsName) -> ApiError {
+        let at = self.mountpoint.display();
+        match &self.detached {
+            None => ApiError::busy(format!("filesystem {source} is mounted on {at} already"))
+                .with_hint(format!("unmount it there first, or show it in another place with `mount --bind {at} DIR`")),
+            Some(mount) => {
+                ApiError::busy(format!("filesystem {source} was unmounted from {at}, but is still {}", mount.users()))
+                    .with_hint("end that, and repeat the command")
+            }
         }
     }
 }
@@ -89,28 +123,44 @@ impl MountTable {
         id
     }
 
-    /// Mounts of a pool that are there, the oldest first.
-    pub fn of_pool(&self, pool: &str) -> Vec<(u64, PersistentMount)> {
-        let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && !matches!(e.state, State::Waiting));
-        there.map(|(id, entry)| (*id, entry.remembered())).collect()
+    /// Mounts of a pool that are there, the oldest first, with what is to come back of each: nothing of one that was unmounted
+    /// and is still used.
+    pub fn of_pool(&self, pool: &str) -> Vec<(u64, Option<PersistentMount>)> {
+        let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && e.is_there());
+        there.map(|(id, entry)| (*id, entry.has_place().then(|| entry.remembered()))).collect()
     }
 
     /// Where filesystems are mounted, or should be.
     pub fn roots(&self) -> Vec<Root> {
         let serves = |e: &Entry| matches!(e.state, State::Mounted(_));
         let root = |e: &Entry| Root { at: e.mountpoint.clone(), fs: e.source.clone(), serves: serves(e) };
-        self.entries.values().map(root).collect()
+        self.entries.values().filter(|e| !e.is_there() || e.has_place()).map(root).collect()
     }
 
     /// Where a filesystem is mounted.
     pub fn mountpoints_of(&self, name: &FsName) -> Vec<PathBuf> {
-        let there = self.entries.values().filter(|e| e.source == *name && !matches!(e.state, State::Waiting));
+        let there = self.entries.values().filter(|e| e.source == *name && e.has_place());
         there.map(|e| e.mountpoint.clone()).collect()
     }
 
-    /// Forgets mounts that are not there.
+    /// The mount of a filesystem, one that is detached too.
+    fn user_of(&self, name: &FsName) -> Option<InUse> {
+        let entry = self.entries.values().find(|e| e.source == *name && e.is_there())?;
+        let detached = match &entry.state {
+            State::Detached(mount) => Some(Arc::clone(mount)),
+            _ => None,
+        };
+        Some(InUse { mountpoint: entry.mountpoint.clone(), detached })
+    }
+
+    /// Forgets mounts that are not in the tree: their filesystems are gone.
     pub fn remove_waiting(&mut self, source: impl Fn(&FsName) -> bool) {
-        self.entries.retain(|_, e| !(matches!(e.state, State::Waiting) && source(&e.source)));
+        self.entries.retain(|_, e| e.has_place() || !source(&e.source));
+    }
+
+    /// Forgets detached mounts of a pool that is gone: their sessions have nothing to serve any more.
+    pub fn forget_detached(&mut self, pool: &str) {
+        self.entries.retain(|_, e| !(matches!(e.state, State::Detached(_)) && e.source.pool == pool));
     }
 
     /// Mounts that serve, newest first: later mounts may lie in earlier ones.
@@ -122,31 +172,37 @@ impl MountTable {
         active.collect()
     }
 
-    /// Takes an entry from `Waiting` to `Mounting`.
-    fn begin_waiting(&mut self, id: u64) -> Result<(), ApiError> {
+    /// Takes an entry from `Waiting` to `Mounting`, unless its filesystem is in use.
+    fn begin_waiting(&mut self, id: u64) -> Result<Option<(FsName, InUse)>, ApiError> {
         let source = self.entries.get(&id).map(|entry| entry.source.clone()).ok_or_else(|| no_mount(id))?;
-        if let Some(other) = self.mountpoints_of(&source).first() {
-            return Err(mounted_elsewhere(&source, other));
+        if let Some(user) = self.user_of(&source) {
+            return Ok(Some((source, user)));
         }
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.state = State::Mounting { ended: false };
         }
-        Ok(())
+        Ok(None)
     }
 
     fn info(&self, id: u64) -> Option<MountInfo> {
         let entry = self.entries.get(&id)?;
-        let mounted = matches!(entry.state, State::Mounted(_) | State::Unmounting);
         Some(MountInfo {
             id,
             source: entry.source.clone(),
             mountpoint: entry.mountpoint.clone(),
             options: entry.options.clone(),
-            state: if mounted { MountState::Mounted } else { MountState::Waiting },
+            state: match entry.state {
+                State::Waiting | State::Mounting { .. } => MountState::Waiting,
+                State::Mounted(_) | State::Unmounting { .. } => MountState::Mounted,
+                State::Detached(_) => MountState::Detached,
+            },
             message: match entry.state {
                 State::Waiting => entry.message.clone(),
                 State::Mounting { .. } => "being mounted".to_owned(),
-                State::Mounted(_) | State::Unmounting => String::new(),
+                State::Mounted(_) | State::Unmounting { .. } => String::new(),
+                State::Detached(_) => {
+                    "unmounted, but still used by open files, a bind mount or a container; ends with them".to_owned()
+                }
             },
         })
     }
@@ -176,20 +232,15 @@ impl Daemon {
         let mountpoint = self.check_mountpoint(&request.mountpoint)?;
         let id = {
             let mut mounts = self.mounts.lock();
-            let there = mounts
-                .entries
-                .iter()
-                .find(|(_, e)| e.mountpoint == mountpoint)
-                .map(|(id, e)| (*id, matches!(e.state, State::Waiting), e.source.clone()));
-            match there {
-                // One that waits for the same directory is what this mount replaces.
-                Some((waiting, true, _)) => drop(mounts.entries.remove(&waiting)),
-                Some((_, false, source)) => return Err(in_use(&mountpoint, &format!("{source} is mounted there"))),
-                None => {}
+            if let Some(there) = mounts.entries.values().find(|e| e.mountpoint == mountpoint && e.has_place()) {
+                return Err(in_use(&mountpoint, &format!("{} is mounted there", there.source)));
             }
-            if let Some(other) = mounts.mountpoints_of(&request.source).first() {
-                return Err(mounted_elsewhere(&request.source, other));
+            if let Some(user) = mounts.user_of(&request.source) {
+                drop(mounts);
+                return Err(user.error(&request.source));
             }
+            // One that waits for the same directory is what this mount replaces.
+            mounts.entries.retain(|_, e| e.is_there() || e.mountpoint != mountpoint);
             let state = State::Mounting { ended: false };
             mounts.add(request.source.clone(), mountpoint, request.options.clone(), state, false)
         };
@@ -222,7 +273,8 @@ impl Daemon {
         let mut failed = Vec::new();
         for (id, mountpoint) in waiting {
             let made = self.check_mountpoint(&mountpoint).and_then(|_| {
-                self.mounts.lock().begin_waiting(id)?;
+                let begun = self.mounts.lock().begin_waiting(id)?;
+                begun.map_or(Ok(()), |(source, user)| Err(user.error(&source)))?;
                 self.start_session(id)
             });
             if let Err(error) = made {
@@ -315,12 +367,7 @@ impl Daemon {
                     return Err(ApiError::invalid(format!("mount point {at} is not valid UTF-8"))
                         .with_hint("use a directory with a plain name"));
                 }
-                let ours = self
-                    .mounts
-                    .lock()
-                    .entries
-                    .values()
-                    .any(|e| e.mountpoint == path && !matches!(e.state, State::Waiting));
+                let ours = self.mounts.lock().entries.values().any(|e| e.mountpoint == path && e.has_place());
                 // The table knows better what of ours is there; the caller looks there next.
                 if !ours && self.mounter.is_mountpoint(&path) {
                     return Err(in_use(&path, "something else is mounted there"));
@@ -341,20 +388,42 @@ impl Daemon {
     /// Unmounts on request.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`.
+    /// `NotFound`; `Busy`, also when it is out of the tree but still used. `Io` when it is gone, but not everything was made
+    /// durable.
     pub fn unmount(&self, id: u64, lazy: bool) -> Result<(), ApiError> {
         self.admit_change()?;
-        self.end_mount(id, lazy)?;
-        self.save()
+        let ended = self.end_mount(id, lazy);
+        ended.and(self.save())
     }
 
-    /// Ends a mount and forgets it. Does not save.
+    /// Whether a filesystem has no mount, not even a detached one.
+    pub(super) fn need_unmounted(&self, name: &FsName) -> Result<(), ApiError> {
+        let user = self.mounts.lock().user_of(name);
+        match user {
+            None => Ok(()),
+            Some(InUse { mountpoint, detached: None }) => {
+                let at = mountpoint.display();
+                Err(ApiError::busy(format!("filesystem {name} is mounted on {at}"))
+                    .with_hint(format!("`qrvsa umount {at}` first")))
+            }
+            Some(user) => Err(user.error(name)),
+        }
+    }
+
+    /// Ends a mount and forgets it, or, while it is still used, keeps it as detached. Does not save.
     pub(super) fn end_mount(&self, id: u64, lazy: bool) -> Result<(), ApiError> {
         let (mount, mountpoint) = {
             let mut mounts = self.mounts.lock();
             let entry = mounts.entries.get_mut(&id).ok_or_else(|| no_mount(id))?;
-            match std::mem::replace(&mut entry.state, State::Unmounting) {
+            match std::mem::replace(&mut entry.state, State::Unmounting { ended: false }) {
                 State::Mounted(mount) => (mount, entry.mountpoint.clone()),
+                State::Detached(mount) => {
+                    // It ends by itself.
+                    entry.state = State::Detached(Arc::clone(&mount));
+                    let mountpoint = entry.mountpoint.clone();
+                    drop(mounts);
+                    return if lazy { Ok(()) } else { Err(still_used(&mountpoint, &*mount)) };
+                }
                 State::Waiting => {
                     let entry = mounts.entries.remove(&id);
                     drop(mounts);
@@ -372,28 +441,41 @@ impl Daemon {
             }
         };
         let result = mount.unmount(lazy);
+        let at = mountpoint.display();
+        let detached = mount.is_detached();
         let mut mounts = self.mounts.lock();
-        match result {
-            Err(e) if mount.is_alive() => {
-                if let Some(entry) = mounts.entries.get_mut(&id) {
-                    entry.state = State::Mounted(mount);
-                }
-                let at = mountpoint.display();
-                let error = from_core(&e);
-                let message = format!("cannot unmount {at}: {}", error.message);
-                Err(match error.kind {
-                    ErrorKind::Busy => ApiError::busy(message)
-                        .with_hint(format!("end what uses it (`fuser -vm {at}` shows it), or detach it with --lazy")),
-                    kind => ApiError::new(kind, message),
-                })
-            }
-            // An error of a session that is gone anyway is no error.
-            _ => {
-                mounts.entries.remove(&id);
-                tracing::info!("{} unmounted", mountpoint.display());
-                Ok(())
-            }
+        let entry = mounts.entries.get_mut(&id).filter(|e| !matches!(e.state, State::Unmounting { ended: true }));
+        let Some(entry) = entry.filter(|_| mount.is_alive()) else {
+            // An error of a session that is gone anyway is no error, but for what it could not store.
+            mounts.entries.remove(&id);
+            drop(mounts);
+            tracing::info!("{at} unmounted");
+            return match mount.lost() {
+                None => Ok(()),
+                Some(why) => Err(ApiError::new(
+                    ErrorKind::Io,
+                    format!("{at} is unmounted, but what was written last could not be made durable: {why}"),
+                )
+                .with_hint("`qrvsa pool status` shows what is wrong with the pool")),
+            };
+        };
+        if detached || (lazy && result.is_ok()) {
+            entry.state = State::Detached(Arc::clone(&mount));
+            entry.persistent = false;
+            drop(mounts);
+            tracing::info!("{at} detached; it is still used");
+            return if lazy { Ok(()) } else { Err(still_used(&mountpoint, &*mount)) };
         }
+        entry.state = State::Mounted(mount);
+        drop(mounts);
+        let Err(e) = result else { return Ok(()) };
+        let error = from_core(&e);
+        let message = format!("cannot unmount {at}: {}", error.message);
+        Err(match error.kind {
+            ErrorKind::Busy => ApiError::busy(message)
+                .with_hint(format!("end what uses it (`fuser -vm {at}` shows it), or detach it with --lazy")),
+            kind => ApiError::new(kind, message),
+        })
     }
 
     /// The session of a mount ended, from a thread of the front end that must not wait.
@@ -414,12 +496,18 @@ impl Daemon {
             let mut mounts = self.mounts.lock();
             let Some(entry) = mounts.entries.get_mut(&id) else { return };
             match &mut entry.state {
-                State::Mounting { ended } => {
+                State::Mounting { ended } | State::Unmounting { ended } => {
                     *ended = true;
                     return;
                 }
                 State::Mounted(_) => entry.mountpoint.clone(),
-                State::Unmounting | State::Waiting => return,
+                State::Detached(_) => {
+                    tracing::info!("{}: nothing uses it any more", entry.mountpoint.display());
+                    let entry = mounts.entries.remove(&id);
+                    drop(mounts);
+                    return drop(entry);
+                }
+                State::Waiting => return,
             }
         };
         let died = match end {
@@ -461,10 +549,11 @@ impl Daemon {
     }
 }
 
-fn mounted_elsewhere(source: &FsName, other: &Path) -> ApiError {
-    let other = other.display();
-    ApiError::busy(format!("filesystem {source} is mounted on {other} already"))
-        .with_hint(format!("unmount it there first, or show it in another place with `mount --bind {other} DIR`"))
+/// Why an unmount is not through.
+fn still_used(mountpoint: &Path, mount: &dyn ActiveMount) -> ApiError {
+    let at = mountpoint.display();
+    ApiError::busy(format!("{at} is detached, but its filesystem is still {}", mount.users()))
+        .with_hint("it ends when nothing uses it any more")
 }
 
 /// Ends the session of a mount that was made and shall not be. Outside any lock.

@@ -43,6 +43,14 @@ pub struct FakeMount {
     pub source: String,
     pub options: Vec<String>,
     on_exit: Option<OnExit>,
+    alive: Arc<AtomicBool>,
+}
+
+impl FakeMount {
+    fn end(mut self, end: SessionEnd) {
+        self.on_exit.take().expect("a session ends once")(end);
+        self.alive.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A gate that holds calls back while closed.
@@ -88,6 +96,12 @@ pub struct World {
     pub stale: Mutex<BTreeSet<PathBuf>>,
     /// Mounts with open files.
     pub busy: Mutex<BTreeSet<PathBuf>>,
+    /// Mounts that bind mounts show in other places.
+    pub bound: Mutex<BTreeSet<PathBuf>>,
+    /// Mounts that are not in the tree any more, but used.
+    pub detached: Mutex<BTreeMap<PathBuf, FakeMount>>,
+    /// Mounts whose last data cannot be made durable.
+    pub losing: Mutex<BTreeSet<PathBuf>>,
     pub lazy_unmounts: Mutex<Vec<PathBuf>>,
     pub system_stopping: AtomicBool,
     pub import_panics: AtomicBool,
@@ -121,8 +135,15 @@ impl World {
     /// The session of a mount ends.
     pub fn end_session(&self, mountpoint: &Path, end: SessionEnd) {
         let mount = self.mounts.lock().remove(mountpoint);
-        let on_exit = mount.and_then(|mut mount| mount.on_exit.take());
-        on_exit.expect("it is mounted")(end);
+        mount.expect("it is mounted").end(end);
+    }
+
+    /// Nothing uses what was detached from a directory any more.
+    pub fn let_go(&self, mountpoint: &Path) {
+        self.busy.lock().remove(mountpoint);
+        self.bound.lock().remove(mountpoint);
+        let mount = self.detached.lock().remove(mountpoint);
+        mount.expect("it is detached").end(SessionEnd::Unmounted);
     }
 
     /// The server of a mount dies, the mount stays.
@@ -586,6 +607,7 @@ pub struct FakeMounter(pub Arc<World>);
 struct FakeActive {
     world: Arc<World>,
     mountpoint: PathBuf,
+    alive: Arc<AtomicBool>,
 }
 
 impl Mounter for FakeMounter {
@@ -593,11 +615,14 @@ impl Mounter for FakeMounter {
         if let Some(bad) = spec.options.iter().find(|o| o.starts_with("bad")) {
             return Err(Error::new(Core::Invalid, format!("unknown mount option {bad}")));
         }
-        let mount =
-            FakeMount { source: spec.source.to_owned(), options: spec.options.to_vec(), on_exit: Some(on_exit) };
+        let source = spec.source.to_owned();
+        assert!(self.0.detached.lock().values().all(|other| other.source != source), "{source} has another session");
+        let alive = Arc::new(AtomicBool::new(true));
+        let (options, on_exit) = (spec.options.to_vec(), Some(on_exit));
+        let mount = FakeMount { source, options, on_exit, alive: Arc::clone(&alive) };
         let before = self.0.mounts.lock().insert(spec.mountpoint.to_owned(), mount);
         assert!(before.is_none(), "{} is mounted twice", spec.mountpoint.display());
-        Ok(Arc::new(FakeActive { world: Arc::clone(&self.0), mountpoint: spec.mountpoint.to_owned() }))
+        Ok(Arc::new(FakeActive { world: Arc::clone(&self.0), mountpoint: spec.mountpoint.to_owned(), alive }))
     }
 
     fn is_stale(&self, mountpoint: &Path) -> bool {
@@ -619,24 +644,38 @@ impl Mounter for FakeMounter {
 
 impl ActiveMount for FakeActive {
     fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.world.busy.lock().contains(&self.mountpoint) && !lazy {
+        let busy = self.world.busy.lock().contains(&self.mountpoint);
+        if busy && !lazy {
             return Err(Error::new(Core::Busy, "target is busy"));
         }
         if lazy {
             self.world.lazy_unmounts.lock().push(self.mountpoint.clone());
         }
-        let mount = self.world.mounts.lock().remove(&self.mountpoint);
-        match mount.and_then(|mut mount| mount.on_exit.take()) {
-            Some(on_exit) => {
-                on_exit(SessionEnd::Unmounted);
-                Ok(())
-            }
-            None => Err(Error::new(Core::Invalid, "not mounted")),
+        let Some(mount) = self.world.mounts.lock().remove(&self.mountpoint) else {
+            return Err(Error::new(Core::Invalid, "not mounted"));
+        };
+        if busy || self.world.bound.lock().contains(&self.mountpoint) {
+            self.world.detached.lock().insert(self.mountpoint.clone(), mount);
+            return if lazy { Ok(()) } else { Err(Error::new(Core::Busy, "still shown elsewhere")) };
         }
+        mount.end(SessionEnd::Unmounted);
+        Ok(())
     }
 
     fn is_alive(&self) -> bool {
-        self.world.mounts.lock().contains_key(&self.mountpoint)
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    fn is_detached(&self) -> bool {
+        self.is_alive() && !self.world.mounts.lock().contains_key(&self.mountpoint)
+    }
+
+    fn users(&self) -> String {
+        "open in process 7 (cat)".to_owned()
+    }
+
+    fn lost(&self) -> Option<String> {
+        (!self.is_alive() && self.world.losing.lock().contains(&self.mountpoint)).then(|| "I/O error".to_owned())
     }
 }
 
@@ -770,6 +809,7 @@ impl TestDaemon {
         life.runtime.shutdown_timeout(Duration::from_secs(5));
         let mounts = std::mem::take(&mut *self.world.mounts.lock());
         self.world.stale.lock().extend(mounts.into_keys());
+        self.world.detached.lock().clear();
         for pool in self.world.pools.lock().values_mut() {
             pool.imported = false;
         }
