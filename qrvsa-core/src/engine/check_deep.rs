@@ -26,6 +26,8 @@ struct Slice<'a> {
     from: Key,
     began_ns: u64,
     bytes: u64,
+    /// Something was verified, if only as not to be had.
+    begun: bool,
     /// Key to go on with.
     next: Option<Key>,
 }
@@ -34,7 +36,7 @@ impl Slice<'_> {
     /// Whether the slice ends before `key`. What it begins with is never put off.
     fn ends_before(&mut self, key: Key) -> bool {
         let took = self.pool.env.clock.monotonic_ns().saturating_sub(self.began_ns);
-        let ends = key > self.from && self.bytes > 0 && (self.bytes >= SLICE_BYTES || took >= SLICE_NS);
+        let ends = key > self.from && self.begun && (self.bytes >= SLICE_BYTES || took >= SLICE_NS);
         if ends {
             self.next = Some(key);
         }
@@ -42,6 +44,7 @@ impl Slice<'_> {
     }
 
     fn verify(&mut self, object: u64, pointer: &Pointer, what: &str) {
+        self.begun = true;
         match with_object(self.owner, object, || self.pool.records.verify(pointer, false)) {
             Ok(verdict) => {
                 self.bytes += verdict.bytes;
@@ -109,7 +112,7 @@ impl Pool {
         let (mut owner, mut from) = (POOL_TREE, Key::MIN);
         loop {
             let began_ns = self.env.clock.monotonic_ns();
-            let mut slice = Slice { pool: self, report, owner, from, began_ns, bytes: 0, next: None };
+            let mut slice = Slice { pool: self, report, owner, from, began_ns, bytes: 0, begun: false, next: None };
             {
                 let _pin = self.space.epoch.pin();
                 self.walk_tree(owner, from, &mut slice)?;

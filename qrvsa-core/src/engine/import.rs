@@ -101,10 +101,10 @@ impl Pool {
     pub fn import(env: Environment, options: Options, candidates: Vec<Candidate>) -> Result<Arc<Pool>> {
         let mut warnings = Vec::new();
         let candidates = refuse_clones(candidates, &mut warnings)?;
-        for c in candidates.iter().filter(|c| c.unreadable_slots > 0) {
+        for c in candidates.iter().filter(|c| c.unreadable_slots != 0) {
             warnings.push(format!(
-                "{} of {} uberblocks of {} cannot be read; if no other device has the newest, the pool is as of the one before",
-                c.unreadable_slots,
+                "{} of {} uberblocks of {} cannot be read",
+                c.unreadable_slots.count_ones(),
                 layout::RING_SLOTS,
                 c.path().display()
             ));
@@ -117,6 +117,19 @@ impl Pool {
             fail!(Corrupt, "no device of the pool has a valid uberblock");
         };
         let newest_txg = newest.txg;
+        // a newer one would be on all devices that this one lists; the pool must not be written over what it refers to
+        let next = 1 << (newest_txg.wrapping_add(1) % layout::RING_SLOTS);
+        let is_listed =
+            |c: &&Candidate| newest.members.iter().any(|m| m.device_id == c.label.device_id && m.in_service());
+        let mut listed = candidates.iter().filter(is_listed).peekable();
+        if !options.read_only && listed.peek().is_some() && listed.all(|c| c.unreadable_slots & next != 0) {
+            fail!(
+                Io,
+                "the newest state of pool '{}' may lie where no device can be read (behind transaction group {newest_txg}): import \
+                 again when they answer, or copy them as far as they can be read and import the copies",
+                candidates[0].label.pool_name
+            );
+        }
         let mut first_error = None;
         for choice in choices.iter().take(2) {
             match Self::import_at(&env, &options, &candidates, choice, &mut warnings) {
@@ -200,7 +213,7 @@ impl Pool {
                 }
                 Some(c) => {
                     entry.path = c.path().display().to_string();
-                    if c.unreadable_slots > 0 {
+                    if c.unreadable_slots != 0 {
                         "it missed transaction groups, or its uberblocks of them cannot be read; bring it back with \
                          'pool online', it will be rebuilt"
                     } else {
@@ -255,7 +268,11 @@ impl Pool {
         let first = Arc::new(Space::new(geometry, zone_shift, first_members, own)?);
         for g in uber.system_groups.iter().chain(&uber.log_groups) {
             let serves = |device| first.member(device).is_some_and(|m| m.in_service());
-            let here = |c: &&ColumnEntry| serves(c.place.device) || c.previous.is_some_and(|p| serves(p.device));
+            // as for writes: what only a previous place has whole is not here without it
+            let here = |c: &&ColumnEntry| match c.previous {
+                Some(previous) => serves(previous.device) || (!c.stale && serves(c.place.device)),
+                None => serves(c.place.device),
+            };
             let out = g.columns.len() - g.columns.iter().filter(here).count();
             if out > usize::from(g.parity) {
                 fail!(

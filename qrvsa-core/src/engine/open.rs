@@ -143,9 +143,10 @@ pub fn read_uberblocks(device: &Arc<dyn Device>, label: &Label) -> Vec<Uberblock
     read_ring(device, label).0
 }
 
-/// The valid uberblocks of a device, newest first, and how many slots cannot be read.
-fn read_ring(device: &Arc<dyn Device>, label: &Label) -> (Vec<Uberblock>, usize) {
-    let (mut list, mut unreadable): (Vec<Uberblock>, usize) = (Vec::new(), 0);
+/// The valid uberblocks of a device, newest first, and a bit for each slot that cannot be read.
+fn read_ring(device: &Arc<dyn Device>, label: &Label) -> (Vec<Uberblock>, u32) {
+    const { assert!(RING_SLOTS <= u32::BITS as u64) };
+    let (mut list, mut unreadable): (Vec<Uberblock>, u32) = (Vec::new(), 0);
     let mut take = |slot: &[u8]| match Uberblock::decode(slot) {
         Ok(u) if u.pool_id == label.pool_id && u.device_id == label.device_id => list.push(u),
         _ => {}
@@ -162,7 +163,7 @@ fn read_ring(device: &Arc<dyn Device>, label: &Label) -> (Vec<Uberblock>, usize)
                 match slot {
                     Ok(slot) => take(&slot),
                     Err(e) => {
-                        unreadable += 1;
+                        unreadable |= 1 << number;
                         tracing::warn!("uberblock slot {number} cannot be read: {e}");
                     }
                 }
@@ -181,8 +182,8 @@ pub struct Candidate {
     pub label: Label,
     /// Its uberblocks, newest first.
     pub uberblocks: Vec<Uberblock>,
-    /// Slots of its ring that cannot be read.
-    pub unreadable_slots: usize,
+    /// A bit for each slot of its ring that cannot be read.
+    pub unreadable_slots: u32,
     /// Label copies that are damaged.
     pub damaged_labels: usize,
 }

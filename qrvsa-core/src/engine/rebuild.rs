@@ -87,9 +87,16 @@ impl Pool {
         }
         // what is in memory reaches it before it leaves
         self.commit()?;
-        if !member.change_state(MemberState::Leaving, MemberState::Removed, "taken offline while it was being replaced")
-        {
-            member.set_state(MemberState::Offline, "taken offline by the administrator");
+        loop {
+            // it may have failed, or its replacement may be complete, since
+            let (was, to, why) = match member.state() {
+                MemberState::Removed => return Ok(()),
+                was @ MemberState::Leaving => (was, MemberState::Removed, "taken offline while it was being replaced"),
+                was => (was, MemberState::Offline, "taken offline by the administrator"),
+            };
+            if member.change_state(was, to, why) {
+                break;
+            }
         }
         self.commit()?;
         member.set_device(None);
@@ -126,6 +133,7 @@ impl Pool {
         {
             // no uberblock lists it whose log begins before it takes part in that
             let _commits = self.commit_state.lock();
+            self.check_writable()?;
             self.mark_stale(member.index);
             member.set_device(Some(candidate.device.clone()));
             member.set_state(MemberState::Rebuilding, "back in service, being rebuilt");
@@ -213,7 +221,7 @@ impl Pool {
         // no commit makes or dissolves groups meanwhile
         let state = self.commit_state.lock();
         // commits since the first look have made groups
-        if let Err(e) = self.still_replaceable(&old, index, &device) {
+        if let Err(e) = self.check_writable().and_then(|()| self.still_replaceable(&old, index, &device)) {
             drop(state);
             if let Err(e) = wipe(&device) {
                 tracing::warn!("the label of a device that was not taken could not be removed: {e}");
@@ -221,8 +229,13 @@ impl Pool {
             return Err(e);
         }
         self.space.add_member(Arc::new(Member::new(&entry, Some(device))));
-        let was = old.state();
-        let old_serves = old.in_service() && old.change_state(was, MemberState::Leaving, "being replaced");
+        let old_serves = loop {
+            // the end of a rebuild may change it meanwhile, or a failure
+            let was = old.state();
+            if !was.in_service() || old.change_state(was, MemberState::Leaving, "being replaced") {
+                break was.in_service();
+            }
+        };
         // until the columns are stored, an import reads the log on a device that gets no more of it
         self.log.pause_until_commit();
         for group in self.space.groups() {

@@ -385,7 +385,7 @@ impl IntentLog {
         for (position, sequence, block) in blocks {
             let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
             let row = (position % per_segment) as u32;
-            let places: Vec<ZoneRef> = group.columns.read().iter().map(|c| c.place).collect();
+            let places: Vec<ZoneRef> = group.columns.read().iter().map(|c| reader.source(c)).collect();
             let mut lacking = Vec::new();
             for (column, place) in places.into_iter().enumerate() {
                 if reader.holds(group, column, row, generation, sequence) == Some(false) {

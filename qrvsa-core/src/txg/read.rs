@@ -8,6 +8,7 @@ use crate::buf::{AlignedBuf, BLOCK_SIZE};
 use crate::device::{IoBatch, Outcome, Request};
 use crate::error::Result;
 use crate::fail;
+use crate::pool::format::entries::{ColumnEntry, ZoneRef};
 use crate::pool::group::Group;
 use crate::pool::member::Member;
 use crate::pool::space::Space;
@@ -83,7 +84,7 @@ impl<'a> LogReader<'a> {
         let group = &segments[((position / per_segment) % segments.len() as u64) as usize];
         let row = (position % per_segment) as u32;
         let owners: Vec<Option<Arc<Member>>> =
-            group.columns.read().iter().map(|c| self.space.member(c.place.device)).collect();
+            group.columns.read().iter().map(|c| self.space.member(self.source(c).device)).collect();
         let (mut readable, mut troubles, mut waiting) = (false, Vec::new(), Vec::new());
         for (column, member) in owners.iter().enumerate() {
             let Some(member) = member else { continue };
@@ -126,8 +127,11 @@ impl<'a> LogReader<'a> {
                 Found::Absent => {}
             }
         }
-        if troubles.is_empty() {
+        if troubles.is_empty() && readable {
             return Ok(None);
+        }
+        if troubles.is_empty() {
+            troubles.push("none of its devices is there".to_owned());
         }
         let troubles = troubles.join(", ");
         if !readable {
@@ -138,6 +142,13 @@ impl<'a> LogReader<'a> {
         }
         tracing::warn!("the end of the intent log is where the other devices have it: {troubles}");
         Ok(None)
+    }
+
+    /// Where a column is read: at its place, or at its previous one if the device of that is not there any more. While a
+    /// column has both, the log is written to both.
+    pub fn source(&self, column: &ColumnEntry) -> ZoneRef {
+        let is_there = |place: &ZoneRef| self.space.member(place.device).is_some_and(|m| m.device().is_some());
+        if is_there(&column.place) { column.place } else { column.previous.filter(is_there).unwrap_or(column.place) }
     }
 
     /// Whether a column has a block where others have it, as far as can be told; `None`: its device is not there.
@@ -190,9 +201,9 @@ impl<'a> LogReader<'a> {
         if row + rows > zone_rows {
             return Rows::Absent;
         }
-        let entry = group.columns.read()[column];
-        let Some(device) = self.space.member(entry.place.device).and_then(|m| m.device()) else { return Rows::Absent };
-        let offset = self.space.offset(entry.place, row);
+        let place = self.source(&group.columns.read()[column]);
+        let Some(device) = self.space.member(place.device).and_then(|m| m.device()) else { return Rows::Absent };
+        let offset = self.space.offset(place, row);
         let fetch = |count: u32| {
             let mut batch = IoBatch::new();
             batch.push(&device, Request::Read { offset, bufs: vec![AlignedBuf::spare(count as usize * BLOCK_SIZE)] });

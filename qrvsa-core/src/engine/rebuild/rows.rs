@@ -85,6 +85,11 @@ impl Pool {
                 return self.rebuild_run(job, group, stale, row + half, count - half, late);
             }
             if owners.is_empty() {
+                let needed = self.space.with_rows(group, |r| !r.live.set_runs(row, row + count).is_empty())?;
+                if !needed {
+                    // freed meanwhile: at most a reader of an older state wants them
+                    break;
+                }
                 // what may still be copied, or decoded with what may still come, is not given up
                 let copies = stale.iter().any(|i| unanswered.contains(i));
                 if copies || (!unanswered.is_empty() && good + unanswered.len() >= width) {

@@ -582,3 +582,30 @@ fn a_label_that_cannot_be_rewritten_does_not_keep_the_pool_away() {
         assert!(!warnings.iter().any(|w| w.contains("could not")), "{warnings:?}");
     }
 }
+
+#[test]
+fn a_state_that_may_be_hidden_behind_a_bad_sector_is_not_written_over() {
+    for parity in [0, 1] {
+        let mut world = World::new(geometry(1, parity), 1 + parity as usize, 80, 40);
+        let mut files = fill(&world, 2000, 3);
+        world.pool().close().unwrap();
+        let newest = Candidate::new(world.disks[0].0.clone()).unwrap().uberblocks[0].txg;
+        let sector = layout::slot_offset(newest);
+        world.disks[0]
+            .1
+            .inject(Fault::new(Effect::Fail { errno: libc::EIO }).on(Operation::Read).within(sector..sector + 4096));
+        match world.import(|_| true) {
+            Ok(()) => assert_eq!(parity, 1, "another device has it"),
+            Err(e) => assert!(parity == 0 && e.to_string().contains("newest state"), "parity {parity}: {e}"),
+        }
+        world.disks[0].1.clear_faults();
+        if world.pool.is_none() {
+            world.import(|_| true).unwrap();
+        }
+        world.rebuild();
+        compare(&world, &files);
+        files.extend(fill(&world, 2100, 3));
+        compare(&world, &files);
+        world.check();
+    }
+}
