@@ -212,7 +212,7 @@ fn a_filesystem_that_is_shown_elsewhere_serves_on() {
     assert_eq!(m.fs.count("sync_all"), 1);
 }
 
-/// The next mount is given the numbers of the last one that went.
+/// The kernel may give the next mount the numbers of the one that went, but need not: `mountinfo` tests the comparison itself.
 #[test]
 fn another_mount_with_its_numbers_is_not_taken_for_it() {
     if !can_mount() || !crate::support::is_root() {
