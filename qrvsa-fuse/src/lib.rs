@@ -69,7 +69,7 @@ mod target;
 mod users;
 
 pub use options::{Atime, MountOptions};
-pub use session::{Exit, Mount, Unmount, mount};
+pub use session::{DETACH_PATIENCE, Exit, Mount, Unmount, mount};
 
 /// The filesystem type as `/proc/mounts` shows it.
 pub const FS_TYPE: &str = "fuse.qrvsa";

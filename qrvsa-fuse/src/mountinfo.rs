@@ -10,7 +10,8 @@ use qrvsa_core::{Error, ErrorKind, Result};
 /// The table of mounts of this process.
 pub(crate) const PATH: &str = "/proc/self/mountinfo";
 
-/// Tells one mount from all others, also from a later one at the same place.
+/// Tells one mount from all others that are there, also from a later one at the same place as long as it is there itself: the
+/// kernel gives both numbers again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// Mount id.
@@ -93,6 +94,11 @@ impl Entry {
     pub fn is_ours(&self, fs_name: &str) -> bool {
         self.fs_type == crate::FS_TYPE && self.source.as_bytes() == fs_name.as_bytes()
     }
+
+    /// Whether this is that mount of ours, and not another that was given its numbers.
+    pub fn is_that(&self, identity: Identity, fs_name: &str) -> bool {
+        self.identity == identity && self.is_ours(fs_name)
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +117,10 @@ mod tests {
         assert_eq!(all[0].super_options, "rw,errors=continue");
         assert_eq!(all[1].mount_point, Path::new("/mnt/a b"));
         assert!(all[1].is_ours("tank/data") && !all[1].is_ours("tank"));
+        let identity = Identity { id: 37, device: (0, 52) };
+        assert!(all[1].is_that(identity, "tank/data") && !all[1].is_that(identity, "tank"));
+        let reused = parse(b"37 35 0:52 / /mnt/b rw,relatime - tmpfs tank/data rw\n");
+        assert!(reused[0].identity == identity && !reused[0].is_that(identity, "tank/data"));
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{target, users};
 
 /// How long an unmounted filesystem may take to be let go of everywhere: mounts in other namespaces go with it, but not all in
 /// the same call.
-const DETACH_PATIENCE: Duration = Duration::from_secs(2);
+pub const DETACH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a mount may be seen after its connection was closed. `umount -f` closes that first.
 const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -41,7 +41,7 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
 pub enum Unmount {
     /// Fails with `Busy` while a file is open or a process works in it. Returns when everything is durable. Also `Busy`
     /// when it is out of the tree, but the filesystem still shown elsewhere, by a bind mount or in a container: it serves on
-    /// there ([`Mount::is_detached`]).
+    /// there ([`Mount::is_detached`]; [`Mount::users`] says where).
     Normal,
     /// Takes the mount out of the tree now; what is open goes on until it is closed. Does not wait for that.
     Lazy,
@@ -254,8 +254,8 @@ fn supervise(session: Session<Adapter>, lifecycle: &Lifecycle, path: &Path, fs_n
     // The session may have failed while some of its threads still serve.
     lifecycle.wait_destroyed();
     // Aborted rather than unmounted: nobody will ever answer here again.
-    let aborted = !is_unmounted_within(identity, UNMOUNT_PATIENCE);
-    if is_mounted(path, identity)
+    let aborted = !is_unmounted_within(identity, fs_name, UNMOUNT_PATIENCE);
+    if is_mounted(path, identity, fs_name)
         && let Err(error) = target::detach(path, MntFlags::MNT_DETACH)
     {
         tracing::warn!(mount_point = %path.display(), %error, "a dead mount stays");
@@ -272,10 +272,10 @@ fn supervise(session: Session<Adapter>, lifecycle: &Lifecycle, path: &Path, fs_n
 }
 
 /// Whether that very mount is nowhere in the tree, now or a little later.
-fn is_unmounted_within(identity: Identity, patience: Duration) -> bool {
+fn is_unmounted_within(identity: Identity, fs_name: &str, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
-        if !is_in_tree(identity) {
+        if is_in_tree(identity, fs_name).is_ok_and(|there| !there) {
             return true;
         }
         if Instant::now() >= deadline {
@@ -286,8 +286,8 @@ fn is_unmounted_within(identity: Identity, patience: Duration) -> bool {
 }
 
 /// Whether that very mount is in the tree of this process.
-fn is_in_tree(identity: Identity) -> bool {
-    mountinfo::read().is_ok_and(|all| all.iter().any(|e| e.identity == identity))
+fn is_in_tree(identity: Identity, fs_name: &str) -> Result<bool> {
+    Ok(mountinfo::read()?.iter().any(|e| e.is_that(identity, fs_name)))
 }
 
 /// Whether the kernel has closed the connection, or does so soon.
@@ -307,8 +307,8 @@ fn is_closed(device: Option<&OwnedFd>, patience: Duration) -> bool {
 }
 
 /// Whether that very mount is topmost at `path`.
-fn is_mounted(path: &Path, identity: Identity) -> bool {
-    mountinfo::topmost_at(path).is_ok_and(|entry| entry.is_some_and(|e| e.identity == identity))
+fn is_mounted(path: &Path, identity: Identity, fs_name: &str) -> bool {
+    mountinfo::topmost_at(path).is_ok_and(|entry| entry.is_some_and(|e| e.is_that(identity, fs_name)))
 }
 
 /// Tells the kernel that this thread, and those it starts, write out memory for others: their allocations do not wait for
@@ -365,10 +365,17 @@ impl Mount {
 
     /// Whether it is out of the tree, but still used by open files, a bind mount or a container.
     pub fn is_detached(&self) -> bool {
-        self.is_alive() && !is_in_tree(self.identity)
+        let device = self.lifecycle.state.lock().device.clone();
+        let ends = is_closed(device.as_deref(), Duration::ZERO);
+        self.is_alive() && !ends && is_in_tree(self.identity, &self.fs_name).is_ok_and(|there| !there)
     }
 
-    /// Who uses it, as far as that can be seen, to be put after "it is still".
+    /// Whether it is topmost at its place.
+    fn is_at_its_place(&self) -> bool {
+        is_mounted(&self.mount_point, self.identity, &self.fs_name)
+    }
+
+    /// Who uses it, as far as that can be seen, to be put after "it is still". Looks at the open files of every process.
     pub fn users(&self) -> String {
         users::describe(self.identity)
     }
@@ -407,20 +414,27 @@ impl Mount {
     /// `Busy`: in use, or something else is mounted on top. `Posix`: what umount(2) says. Any, with the mount gone
     /// ([`Mount::lost`]): not everything could be made durable.
     pub fn unmount(&self, how: Unmount) -> Result<()> {
+        self.unmount_within(how, DETACH_PATIENCE)
+    }
+
+    /// As [`Mount::unmount`]; `patience`: how long `Normal` waits, once it is out of the tree, for being let go of everywhere.
+    ///
+    /// # Errors
+    /// Those of [`Mount::unmount`].
+    pub fn unmount_within(&self, how: Unmount, patience: Duration) -> Result<()> {
         if !self.is_alive() {
             return self.outcome();
         }
         let device = self.lifecycle.state.lock().device.clone();
-        let mounted = is_mounted(&self.mount_point, self.identity);
-        if !mounted {
-            return self.unmount_hidden(how);
+        if !self.is_at_its_place() {
+            return self.unmount_hidden(how, device.as_deref());
         }
         match how {
             Unmount::Normal => {
                 self.detach(MntFlags::empty())?;
-                if !is_closed(device.as_deref(), DETACH_PATIENCE) {
+                if !is_closed(device.as_deref(), patience) {
                     let at = self.mount_point.display();
-                    fail!(Busy, "{at}: detached, but its filesystem is still {}", self.users());
+                    fail!(Busy, "{at}: detached, but its filesystem is still shown elsewhere or in use");
                 }
             }
             Unmount::Lazy => {
@@ -435,10 +449,10 @@ impl Mount {
                 self.lifecycle.state.lock().forced = true;
                 // Aborts the connection, and mostly fails as busy; the mount itself goes next.
                 let _ = self.detach(MntFlags::MNT_FORCE);
-                if is_mounted(&self.mount_point, self.identity) {
+                if self.is_at_its_place() {
                     let detached = self.detach(MntFlags::MNT_DETACH);
                     // The end of the session detaches it, too.
-                    if is_mounted(&self.mount_point, self.identity) {
+                    if self.is_at_its_place() {
                         detached?;
                     }
                 }
@@ -449,16 +463,20 @@ impl Mount {
     }
 
     /// Unmounts a mount that is not at its place: detached lazily but still open, or below another mount.
-    fn unmount_hidden(&self, how: Unmount) -> Result<()> {
-        if is_in_tree(self.identity) {
+    fn unmount_hidden(&self, how: Unmount, device: Option<&OwnedFd>) -> Result<()> {
+        if is_in_tree(self.identity, &self.fs_name)? {
             fail!(Busy, "{}: something else is mounted on top", self.mount_point.display());
         }
         match how {
-            Unmount::Normal if self.is_alive() => {
-                let at = self.mount_point.display();
-                fail!(Busy, "{at}: detached already, but its filesystem is still {}", self.users());
+            Unmount::Normal if is_closed(device, Duration::ZERO) => {
+                self.wait();
+                self.outcome()
             }
-            Unmount::Normal | Unmount::Lazy => Ok(()),
+            Unmount::Normal => {
+                let at = self.mount_point.display();
+                fail!(Busy, "{at}: detached already, but its filesystem is still in use");
+            }
+            Unmount::Lazy => Ok(()),
             Unmount::Force => {
                 self.lifecycle.state.lock().forced = true;
                 let (_, minor) = self.identity.device;
@@ -509,7 +527,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.is_alive() && is_mounted(&self.mount_point, self.identity) {
+        if self.is_alive() && self.is_at_its_place() {
             let _ = self.detach(MntFlags::MNT_DETACH);
         }
     }

@@ -98,9 +98,7 @@ def wait_and_reap(child, seconds):
 class Runner:
     def __init__(self, args):
         self.args = args
-        base = os.environ.get("QRVSA_TEST_TMP", "/var/tmp")
-        sweep(base)
-        self.run_dir = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+        self.run_dir = tempfile.mkdtemp(prefix=PREFIX, dir=base_dir())
         os.chmod(self.run_dir, 0o755)  # the database server runs as another user
         self.logs = os.path.join(self.run_dir, "logs")
         os.mkdir(self.logs)
@@ -203,9 +201,14 @@ class Runner:
         return None
 
 
-def sweep(base):
+def base_dir():
+    """Where runners make their directories."""
+    return os.environ.get("QRVSA_TEST_TMP", "/var/tmp")
+
+
+def sweep():
     """Cleans up after runners that were killed. Directories that hold the logs of failed tests stay."""
-    for run_dir in glob.glob(os.path.join(base, PREFIX + "*")):
+    for run_dir in glob.glob(os.path.join(base_dir(), PREFIX + "*")):
         try:
             with open(os.path.join(run_dir, "runner")) as f:
                 pid, start = (int(x) for x in f.read().split())
@@ -296,6 +299,7 @@ def main():
         except proc.Failure as e:
             sys.exit(str(e))
     end_on_signals()
+    sweep()  # here, as lanes would get into each other's way
     if args.lanes > 1:
         # what takes longest is not to begin last
         tests.sort(key=lambda test: -patience(test[1], args.long))

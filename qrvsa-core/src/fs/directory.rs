@@ -56,7 +56,7 @@ impl<S: Store> FileSystem<S> {
     }
 
     /// Lists the entries after one cookie up to another. `touch`: updates the access time if it is due. An inode that cannot
-    /// be read costs its entry the attributes, and hides no other.
+    /// be read costs its entry the attributes, and hides no other; unless it is in use, when it fails the listing.
     pub(crate) fn list_dir(
         &self,
         ino: Ino,
@@ -119,7 +119,12 @@ impl<S: Store> FileSystem<S> {
                 Ok(Some((entry, inode)))
             })?;
             let Some((current, inode)) = found else { return Ok(None) };
-            attr = inode.and_then(|inode| self.attr_of(current.ino, &inode)).ok();
+            attr = match inode.and_then(|inode| self.attr_of(current.ino, &inode)) {
+                Ok(attr) => Some(attr),
+                // Shown without attributes, the kernel would drop the name it knows, and unmount what is mounted below it.
+                Err(error) if self.open_files.is_open(current.ino) => return Err(error),
+                Err(_) => None,
+            };
             entry = current;
         }
         Ok(Some(DirEntry { ino: entry.ino, cookie: entry.index, file_type: entry.file_type, name: entry.name, attr }))

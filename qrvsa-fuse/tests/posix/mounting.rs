@@ -197,7 +197,9 @@ fn a_filesystem_that_is_shown_elsewhere_serves_on() {
     let error = m.mount.unmount(Unmount::Normal).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     let place = bound.0.path().canonicalize().unwrap();
-    assert!(error.to_string().contains(&format!("shown on {}", place.display())), "{error}");
+    assert!(error.to_string().contains("still shown elsewhere"), "{error}");
+    let users = m.mount.users();
+    assert!(users.contains(&format!("shown on {}", place.display())), "{users}");
     assert!(m.mount.is_alive() && m.mount.is_detached());
     assert!(mount_line(m.root()).is_none());
     assert_eq!(fs::read(place.join("a")).unwrap(), b"x");
@@ -207,6 +209,49 @@ fn a_filesystem_that_is_shown_elsewhere_serves_on() {
     drop(bound);
     assert_eq!(m.mount.wait(), Exit::Unmounted);
     assert!(!m.mount.is_detached());
+    assert_eq!(m.fs.count("sync_all"), 1);
+}
+
+/// The kernel may give the next mount the numbers of the one that went, but need not: `mountinfo` tests the comparison itself.
+#[test]
+fn another_mount_with_its_numbers_is_not_taken_for_it() {
+    if !can_mount() || !crate::support::is_root() {
+        return;
+    }
+    let m = Mounted::new();
+    let at = m.root().display();
+    let both = format!("umount -i '{at}' && mount -t tmpfs later '{at}'");
+    assert!(Command::new("sh").args(["-c", &both]).status().unwrap().success());
+    let exit = m.mount.wait();
+    let left = mount_line(m.root());
+    let _ = umount2(m.root(), MntFlags::MNT_DETACH);
+    assert_eq!(exit, Exit::Unmounted);
+    assert!(left.is_some_and(|line| line.contains("tmpfs")), "it was taken away");
+}
+
+#[test]
+fn what_ends_just_now_is_not_detached() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::new();
+    let f = File::create(m.path("a")).unwrap();
+    m.mount.unmount(Unmount::Lazy).unwrap();
+    assert!(m.mount.is_detached());
+    let gate = m.fs.sync_gate.lock().unwrap();
+    drop(f);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while m.mount.is_detached() {
+        assert!(std::time::Instant::now() < deadline, "its connection is closed, but it counts as detached");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(m.mount.is_alive(), "not everything is durable yet");
+    std::thread::scope(|scope| {
+        let unmounted = scope.spawn(|| m.mount.unmount(Unmount::Normal));
+        drop(gate);
+        unmounted.join().unwrap().unwrap();
+    });
+    assert!(!m.mount.is_alive());
     assert_eq!(m.fs.count("sync_all"), 1);
 }
 

@@ -165,6 +165,8 @@ pub struct MemFs {
     pub flush_errno: AtomicU64,
     /// Error number that making everything durable reports, 0 for none.
     pub sync_errno: AtomicU64,
+    /// Making everything durable waits for it.
+    pub sync_gate: Mutex<()>,
     /// Names whose inodes cannot be read.
     pub unreadable: Mutex<HashSet<Vec<u8>>>,
     /// A listing fails when it comes to this name.
@@ -381,6 +383,7 @@ impl MemFs {
             meeting: Meeting::default(),
             flush_errno: AtomicU64::new(0),
             sync_errno: AtomicU64::new(0),
+            sync_gate: Mutex::default(),
             unreadable: Mutex::default(),
             listed_up_to: Mutex::default(),
             writers: AtomicU64::new(0),
@@ -739,6 +742,7 @@ impl Operations for MemFs {
 
     fn sync_all(&self) -> Result<()> {
         drop(self.lock("sync_all"));
+        drop(self.sync_gate.lock());
         match self.sync_errno.load(Ordering::Relaxed) {
             0 => Ok(()),
             errno => Err(error(Errno::from_raw(errno as i32))),

@@ -2,11 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::Operations;
 
 use crate::host;
+
+/// How long an unmounted filesystem usually may take to be let go of everywhere.
+pub const DETACH_PATIENCE: Duration = qrvsa_fuse::DETACH_PATIENCE;
 
 /// What to mount where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,9 +70,9 @@ pub trait Mounter: Send + Sync + 'static {
 #[allow(clippy::missing_errors_doc, reason = "what the system call says")]
 pub trait ActiveMount: Send + Sync {
     /// Unmounts, and returns when the session has ended; `Busy` while files are open, and when it is out of the tree but
-    /// still used ([`ActiveMount::is_detached`]). `lazy`: takes it out of the tree at once; the session ends when nothing
-    /// uses it any more.
-    fn unmount(&self, lazy: bool) -> Result<()>;
+    /// still used ([`ActiveMount::is_detached`]) after `patience`. `lazy`: takes it out of the tree at once; the session ends
+    /// when nothing uses it any more.
+    fn unmount(&self, lazy: bool, patience: Duration) -> Result<()>;
 
     /// Whether the session still serves.
     fn is_alive(&self) -> bool;

@@ -1,6 +1,7 @@
 //! Mounts by the FUSE front end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use qrvsa_core::Result;
 use qrvsa_core::fs::ops::Operations;
@@ -32,8 +33,8 @@ impl Mounter for FuseMounter {
 }
 
 impl ActiveMount for FuseMount {
-    fn unmount(&self, lazy: bool) -> Result<()> {
-        self.0.unmount(if lazy { Unmount::Lazy } else { Unmount::Normal })
+    fn unmount(&self, lazy: bool, patience: Duration) -> Result<()> {
+        self.0.unmount_within(if lazy { Unmount::Lazy } else { Unmount::Normal }, patience)
     }
 
     fn is_alive(&self) -> bool {

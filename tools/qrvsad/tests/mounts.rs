@@ -161,6 +161,34 @@ fn a_mount_that_is_shown_elsewhere_ends_there() {
     daemon.world.let_go(&at);
 }
 
+/// What an export or a destruction that fails has unmounted is to come back, now or later.
+#[test]
+fn a_refused_export_takes_no_mount_away_for_good() {
+    let mut daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let at = daemon.mountpoint("mnt");
+    daemon.mount("tank", &at).unwrap();
+    for destroy in [false, true] {
+        daemon.world.bound.lock().insert(at.clone());
+        let client = daemon.client();
+        let refused = if destroy { client.destroy_pool("tank", true) } else { client.export_pool("tank", false) };
+        assert_eq!(refused.unwrap_err().kind, ErrorKind::Busy);
+        let states: Vec<_> = client.mounts().unwrap().into_iter().map(|m| (m.mountpoint, m.state)).collect();
+        assert_eq!(states, [(at.clone(), MountState::Detached), (at.clone(), MountState::Waiting)]);
+        assert_eq!(daemon.remembered().1, [at.as_path()]);
+        daemon.world.let_go(&at);
+        eventually("the detached one is forgotten", || client.mounts().unwrap().len() == 1);
+        daemon.stop();
+        daemon.restart();
+        assert_eq!(daemon.client().mounts().unwrap()[0].state, MountState::Mounted);
+    }
+    // unmounted, but not all of it stored
+    daemon.world.losing.lock().insert(at.clone());
+    assert_eq!(daemon.client().export_pool("tank", false).unwrap_err().kind, ErrorKind::Io);
+    assert_eq!(daemon.client().mounts().unwrap()[0].state, MountState::Mounted);
+    assert_eq!(daemon.remembered().1, [at]);
+}
+
 #[test]
 fn an_unmount_that_could_not_store_everything_says_so() {
     let daemon = TestDaemon::start();

@@ -106,6 +106,20 @@ fn an_inode_that_cannot_be_read_hides_no_other() {
         assert_eq!(entry.attr.is_none(), [made[1], made[3]].contains(&entry.ino), "{entry:?}");
     }
     fails(fs.lookup(d, b"f1"), Errno::EIO);
+    // one the kernel knows must not be shown as another
+    fs.remember(made[1]);
+    let mut shown = 0;
+    fails(
+        fs.readdir(d, 0, true, &mut |_| {
+            shown += 1;
+            true
+        }),
+        Errno::EIO,
+    );
+    assert_eq!(shown, 3, "what comes before it is");
+    fs.readdir(d, 0, false, &mut |_| true).unwrap();
+    fs.forget(made[1], 1);
+    assert_eq!(list(&fs, d).len(), 7);
 }
 
 #[test]

@@ -9,9 +9,12 @@ use qrvsa_api::{ApiError, ErrorKind};
 use super::{Daemon, KnownPool};
 use crate::engine::ImportRequest;
 use crate::error::from_core;
+use crate::mounter::DETACH_PATIENCE;
 use crate::state::PersistentPool;
 
 const UNMOUNT_RETRY: Duration = Duration::from_millis(200);
+/// How long each mount that is shown elsewhere is waited for at least, before its pool is exported all the same.
+const DETACH_PATIENCE_LEAST: Duration = Duration::from_millis(200);
 /// How long a request that is under way may keep its pool from being exported.
 const EXPORT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const CHECK_STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -130,31 +133,36 @@ impl Daemon {
     }
 
     fn unmount_all(&self, urgent: &AtomicBool) {
-        let deadline = Instant::now() + self.config.unmount_patience;
+        let start = Instant::now();
+        let deadline = start + self.config.unmount_patience;
         let mut left = self.mounts.lock().active();
         while !left.is_empty() {
-            let lazy = urgent.load(Ordering::Relaxed) || Instant::now() >= deadline;
-            left.retain(|(_, mountpoint, mount)| match mount.unmount(lazy) {
-                Ok(()) => {
-                    tracing::info!("{} {}", mountpoint.display(), if lazy { "detached" } else { "unmounted" });
-                    false
-                }
-                Err(_) if !mount.is_alive() => false,
-                Err(e) if mount.is_detached() => {
-                    tracing::warn!("{e}; exporting its pool all the same");
-                    false
-                }
-                Err(e) => {
-                    if lazy {
-                        tracing::error!("cannot detach {}: {e}", mountpoint.display());
+            let mut asked_nicely = false;
+            left.retain(|(_, mountpoint, mount)| {
+                // Each may take a while.
+                let lazy = urgent.load(Ordering::Relaxed) || Instant::now() >= deadline;
+                let patience = DETACH_PATIENCE.saturating_sub(start.elapsed()).max(DETACH_PATIENCE_LEAST);
+                match mount.unmount(lazy, patience) {
+                    Ok(()) => {
+                        tracing::info!("{} {}", mountpoint.display(), if lazy { "detached" } else { "unmounted" });
+                        false
                     }
-                    true
+                    Err(_) if !mount.is_alive() => false,
+                    Err(e) if mount.is_detached() => {
+                        tracing::warn!("{e}; exporting its pool all the same");
+                        false
+                    }
+                    Err(e) if lazy => {
+                        tracing::error!("cannot detach {}: {e}", mountpoint.display());
+                        false
+                    }
+                    Err(_) => {
+                        asked_nicely = true;
+                        true
+                    }
                 }
             });
-            if lazy {
-                return;
-            }
-            if !left.is_empty() {
+            if asked_nicely {
                 std::thread::sleep(UNMOUNT_RETRY);
             }
         }

@@ -458,18 +458,29 @@ impl Daemon {
         Err(error)
     }
 
-    /// Ends the mounts of a pool, the newest first: later ones may lie in earlier ones. `ended`: those that were.
+    /// Ends the mounts of a pool, the newest first: later ones may lie in earlier ones. `ended`: those that were, or that an
+    /// error left without their place in the tree.
     fn end_mounts(&self, pool: &str, lazy: bool, ended: &mut Vec<PersistentMount>) -> Result<(), ApiError> {
         let mounts = self.mounts.lock().of_pool(pool);
         for (id, mount) in mounts.into_iter().rev() {
-            match self.end_mount(id, false) {
-                Err(e) if e.kind == ErrorKind::Busy && lazy => self.end_mount(id, true)?,
+            let result = match self.end_mount(id, false) {
                 Err(e) if e.kind == ErrorKind::NotFound => continue,
+                Err(e) if e.kind == ErrorKind::Busy && lazy => match self.end_mount(id, true) {
+                    // Detached by the first try, it ended before the second.
+                    Err(e) if e.kind == ErrorKind::NotFound => Ok(()),
+                    other => other,
+                },
                 // It is gone all the same.
-                Err(e) if e.kind == ErrorKind::Io && lazy => tracing::error!("{e}"),
-                other => other?,
+                Err(e) if e.kind == ErrorKind::Io && lazy => {
+                    tracing::error!("{e}");
+                    Ok(())
+                }
+                other => other,
+            };
+            if result.is_ok() || !self.mounts.lock().has_place(id) {
+                ended.extend(mount);
             }
-            ended.extend(mount);
+            result?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use qrvsa_api::{ApiError, ErrorKind, Failure, MountInfo, MountRequest, MountStat
 use super::{Daemon, need_absolute};
 use crate::error::{IntoApi, from_core};
 use crate::host;
-use crate::mounter::{ActiveMount, MountSpec, SessionEnd};
+use crate::mounter::{ActiveMount, DETACH_PATIENCE, MountSpec, SessionEnd};
 use crate::state::PersistentMount;
 use crate::targets::places::Root;
 
@@ -128,6 +128,11 @@ impl MountTable {
     pub fn of_pool(&self, pool: &str) -> Vec<(u64, Option<PersistentMount>)> {
         let there = self.entries.iter().filter(|(_, e)| e.source.pool == pool && e.is_there());
         there.map(|(id, entry)| (*id, entry.has_place().then(|| entry.remembered()))).collect()
+    }
+
+    /// Whether a mount is there, and shown by its directory.
+    pub fn has_place(&self, id: u64) -> bool {
+        self.entries.get(&id).is_some_and(Entry::has_place)
     }
 
     /// Where filesystems are mounted, or should be.
@@ -440,7 +445,7 @@ impl Daemon {
                 }
             }
         };
-        let result = mount.unmount(lazy);
+        let result = mount.unmount(lazy, DETACH_PATIENCE);
         let at = mountpoint.display();
         let detached = mount.is_detached();
         let mut mounts = self.mounts.lock();
@@ -559,7 +564,7 @@ fn still_used(mountpoint: &Path, mount: &dyn ActiveMount) -> ApiError {
 /// Ends the session of a mount that was made and shall not be. Outside any lock.
 fn end_unwanted(state: Option<State>, mountpoint: &Path) {
     if let Some(State::Mounted(mount)) = state
-        && let Err(e) = mount.unmount(true)
+        && let Err(e) = mount.unmount(true, DETACH_PATIENCE)
     {
         tracing::error!("cannot undo the mount on {}: {e}", mountpoint.display());
     }

@@ -643,7 +643,7 @@ impl Mounter for FakeMounter {
 }
 
 impl ActiveMount for FakeActive {
-    fn unmount(&self, lazy: bool) -> Result<()> {
+    fn unmount(&self, lazy: bool, _: Duration) -> Result<()> {
         let busy = self.world.busy.lock().contains(&self.mountpoint);
         if busy && !lazy {
             return Err(Error::new(Core::Busy, "target is busy"));
