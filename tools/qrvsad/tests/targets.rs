@@ -124,7 +124,8 @@ fn storage_that_hangs_holds_up_no_other() {
         assert_eq!(info.state, LunState::Unavailable);
         assert!(info.message.contains("does not answer"), "{info:?}");
     }
-    // What it answers at last is heard.
+    // What it answers at last is heard, also by a unit that shows itself otherwise by now.
+    assert_eq!(tgt(&daemon, Mode::LogicalUnit, Op::Update, "targetOps vendor_id=ACME").0, Code::Success.number());
     daemon.world.open_gate.open();
     eventually("the answers", || (1..3).all(|number| lun(&daemon, number).message.contains("holds no data")));
 }
