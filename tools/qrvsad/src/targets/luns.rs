@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use qrvsa_api::{AddLun, ApiError, ErrorKind, LunInfo, LunSource};
@@ -18,6 +18,9 @@ use crate::error::from_core;
 
 /// Least time that storage is waited for once other storage did not answer.
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
+
+/// How often who waits for storage looks whether the daemon is to stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// Open storage, and its best logical block in bytes.
 type Opened = (Arc<dyn Backing>, u32);
@@ -213,7 +216,15 @@ impl Targets {
         let internal = |text: String| ApiError::new(ErrorKind::Internal, text);
         let spawned = std::thread::Builder::new().name("qrvsa-lun-open".to_owned()).spawn(opener);
         spawned.map_err(|e| internal(format!("no thread to open its storage: {e}")))?;
-        match receiver.recv_timeout(*patience) {
+        let deadline = Instant::now() + *patience;
+        let answer = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(left.min(STOP_CHECK)) {
+                Err(RecvTimeoutError::Timeout) if left > STOP_CHECK && !self.stopped.load(Ordering::Acquire) => {}
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok(opened) => {
                 self.opening.lock().remove(&(tid, number));
                 opened
