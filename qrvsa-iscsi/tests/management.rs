@@ -220,7 +220,7 @@ fn what_came_with_a_command_does_not_survive_a_reset_during_it() {
     let bench = Bench::new();
     let mut i = bench.session(&[]);
     let mut victim = other(&bench, &[]);
-    for told in [0, 1] {
+    for told in [0, 1, 2] {
         let mut commands = Vec::new();
         let mut tags = Vec::new();
         for n in 0..4 {
@@ -234,7 +234,7 @@ fn what_came_with_a_command_does_not_survive_a_reset_during_it() {
             tags.push(tag);
         }
         victim.stream.write_all(&commands).unwrap();
-        if told == 1 {
+        if told > 0 {
             for tag in &tags[1..3] {
                 let end = victim.finish(*tag).0;
                 assert_eq!((end.status(), end.sense()), (2, (6, 0x2f, 0)));
@@ -319,4 +319,33 @@ fn a_task_whose_data_was_wrong_is_gone() {
     i.data_out(tag, u32::MAX, 8, 512, true, &[1; 512]);
     i.ping();
     assert_eq!(outstanding(&bench, &i), 0);
+}
+
+#[test]
+fn a_unit_that_hangs_holds_up_no_other_of_its_session() {
+    let bench = Bench::with(|l| l.data_in_bytes_max = 1 << 20, |_| ());
+    let mut i = bench.session(&[]);
+    let hangs = i.command(READ, 1 << 20, &[0xc0], &[]);
+    bench.device.until_waiting(1);
+    let waits = i.command(READ, 1 << 20, &[0xc0], &[]);
+    for _ in 0..3 {
+        let (read, head) = i.command_head(READ, 1 << 20, &[0xc1, 0, 0, 0x10, 0, 0]);
+        i.send_numbered(head.lun(2), &[]);
+        let (end, data) = i.finish(read);
+        assert_eq!((end.status(), data.len()), (0, 1 << 20));
+        let (write, head) = i.command_head(WRITE, 512, &write10(9, 1));
+        i.send_numbered(head.lun(2), &[1; 512]);
+        assert_eq!(i.finish(write).0.status(), 0);
+    }
+    // What waits for room is known: it can be aborted, and does not run later.
+    let request = i.manage(1, waits, i.cmd_sn - 1);
+    assert_eq!(answer(&mut i, request), 0);
+    // What hangs takes no room once it is ended.
+    let request = i.manage(1, hangs, i.cmd_sn - 1);
+    let read = i.command(READ, 1 << 20, &[0xc1, 0, 0, 0x10, 0, 0], &[]);
+    assert_eq!(i.finish(read).0.status(), 0);
+    bench.device.release(1);
+    assert_eq!(answer(&mut i, request), 0);
+    assert!(drain(&mut i).is_empty());
+    assert_eq!((bench.device.waiting.load(std::sync::atomic::Ordering::SeqCst), outstanding(&bench, &i)), (0, 0));
 }

@@ -266,7 +266,8 @@ impl TargetUnits {
         Ok(())
     }
 
-    /// Puts another medium into a removable unit (tgt's `path`): it counts as loaded, and initiators hear of it.
+    /// Puts another medium into a removable unit (tgt's `path`): it counts as loaded, and initiators hear of it. Commands that were sent
+    /// for the one before are ended.
     ///
     /// # Errors
     /// There is no such unit, or it is not removable.
@@ -275,10 +276,13 @@ impl TargetUnits {
         let unit = self.removable(number)?;
         unit.sanitize.medium_changes(&self.sanitize_keeper(number)).map_err(|text| format!("LUN {number}: {text}"))?;
         let config = unit.shape().config.clone();
+        // In between nothing runs on either.
+        unit.set_medium(EJECTED);
         unit.set_shape(Shape::new(&self.name, number, config, backing));
         unit.watch.written_all();
-        unit.set_medium(0);
         unit.attend(Attention::MEDIUM_CHANGED, |_| true);
+        self.end_tasks(None, Some(lun::encode(number)), None);
+        unit.set_medium(0);
         Ok(())
     }
 

@@ -151,12 +151,10 @@ impl Target {
                 nexuses.is_none_or(|list| list.iter().any(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus));
             let spared = spare.is_some_and(|n| Arc::ptr_eq(n, &session.nexus) || *n == session.nexus);
             if meant && !spared {
-                // Another session has it done; otherwise the unit itself refuses what comes too late.
-                if nexuses.is_some() || spare.is_some() {
-                    let fate = if nexuses.is_some() { Fate::Told } else { Fate::Silent };
-                    session.sweeps.add(lun, fate);
-                    session.mailbox.post(Event::TasksEnded);
-                }
+                // Only who resets is spared; what goes for other reasons is told of.
+                let fate = if nexuses.is_none() && spare.is_some() { Fate::Silent } else { Fate::Told };
+                session.sweeps.add(lun, fate);
+                session.mailbox.post(Event::TasksEnded);
                 let (news, running) =
                     session.end_some(&|task| lun.is_none_or(|lun| lun_number(task.lun) == lun_number(lun)));
                 self.dying.lock().extend(running);

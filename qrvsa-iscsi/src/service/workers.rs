@@ -206,7 +206,8 @@ mod tests {
         let mut seen: Vec<i32> = receiver.iter().collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
-        assert!(pool.state.lock().threads <= 3);
+        // The bound, and what the lane may have of its own.
+        assert!(pool.state.lock().threads <= 3 + 3);
     }
 
     #[test]

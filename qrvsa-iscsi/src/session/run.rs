@@ -15,6 +15,9 @@ use crate::scsi::{Command, Response};
 use crate::service::counters::lun_number;
 use crate::service::workers::Job;
 
+/// What the data-in of all units together may take, as a multiple of what that of one may.
+const UNITS_FACTOR: usize = 8;
+
 /// Calls the device server. A panic in it becomes HARDWARE ERROR, INTERNAL TARGET FAILURE, and harms nobody else.
 pub(crate) fn guarded(call: impl FnOnce() -> Option<Response>) -> Option<Response> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
@@ -71,21 +74,15 @@ impl Conn {
     /// What is to be done next, if its data-in has room.
     fn next_item(&mut self) -> Option<Item> {
         self.sweep();
-        if !self.held.is_empty() {
-            let order = &self.order;
-            let free = |r: &Ready| order.may_run(r.head.serial, r.head.lun, r.command.attribute);
-            if let Some(at) = self.held.iter().position(free) {
-                return Some(Item::Command(Box::new(self.held.remove(at))));
-            }
+        if let Some(at) = self.free_held() {
+            return Some(Item::Command(Box::new(self.held.remove(at))));
         }
         loop {
-            if self.must_wait() {
+            if self.is_full() {
                 return None;
             }
             match self.ready.pop_front()? {
-                Item::Command(mut ready)
-                    if !self.order.may_run(ready.head.serial, ready.head.lun, ready.command.attribute) =>
-                {
+                Item::Command(mut ready) if !self.may_begin(&ready) || self.must_wait(&ready) => {
                     let control = ready.control.get_or_insert_with(|| TaskControl::new(&ready.head));
                     if let Some(session) = &self.session {
                         session.tasks.lock().insert(ready.head.serial, Arc::clone(control));
@@ -97,18 +94,66 @@ impl Conn {
         }
     }
 
-    /// Whether the next command must wait until more data-in has left.
-    fn must_wait(&self) -> bool {
+    /// Whether its attribute lets a command run now.
+    fn may_begin(&self, ready: &Ready) -> bool {
+        self.order.may_run(ready.head.serial, ready.head.lun, ready.command.attribute)
+    }
+
+    /// The first of the held commands that can run.
+    fn free_held(&self) -> Option<usize> {
+        // Units whose reads wait: later ones do not overtake them.
+        let mut full: Vec<u64> = Vec::new();
+        self.held.iter().position(|ready| {
+            if !self.may_begin(ready) {
+                return false;
+            }
+            let lun = lun_number(ready.head.lun);
+            if ready.head.read_bytes() == 0 {
+                return true;
+            }
+            let free = !full.contains(&lun) && self.has_room(&ready.head);
+            if !free {
+                full.push(lun);
+            }
+            free
+        })
+    }
+
+    /// Whether a command that is in turn must wait for room, or behind others of its unit that do.
+    fn must_wait(&self, ready: &Ready) -> bool {
+        let lun = lun_number(ready.head.lun);
+        let before = |r: &Ready| r.head.read_bytes() > 0 && lun_number(r.head.lun) == lun && self.may_begin(r);
+        ready.head.read_bytes() > 0 && (self.held.iter().any(before) || !self.has_room(&ready.head))
+    }
+
+    /// Whether there is room for the data-in of a command beside that of its unit, and of all. What was ended sends none: storage
+    /// that hangs with it takes no room from others.
+    fn has_room(&self, head: &Head) -> bool {
+        let (lun, more) = (lun_number(head.lun), head.read_bytes() as usize);
+        let out = self.out.bytes();
+        let (mut own, mut all) = (out, out);
+        for away in self.running.values().filter(|away| !away.control.ended()) {
+            let bytes = away.head.read_bytes() as usize;
+            all = all.saturating_add(bytes);
+            if lun_number(away.head.lun) == lun {
+                own = own.saturating_add(bytes);
+            }
+        }
+        let max = self.service.limits.data_in_bytes_max;
+        let fits = |waiting: usize, max: usize| waiting == 0 || waiting.saturating_add(more) <= max;
+        fits(own, max) && fits(all, max.saturating_mul(UNITS_FACTOR))
+    }
+
+    /// Whether the next command, and all behind it, must wait until more data-in has left.
+    fn is_full(&self) -> bool {
         let Some(Item::Command(ready)) = self.ready.front() else { return false };
-        let coming: usize = self.running.values().map(|away| away.head.read_bytes() as usize).sum();
-        let waiting = self.out.bytes().saturating_add(coming);
-        let more = ready.head.read_bytes() as usize;
+        let (waiting, more) = (self.out.bytes(), ready.head.read_bytes() as usize);
         more > 0 && waiting > 0 && waiting.saturating_add(more) > self.service.limits.data_in_bytes_max
     }
 
     /// Whether a command that had to wait can go on.
     pub(crate) fn can_go_on(&self) -> bool {
-        !self.ready.is_empty() && !self.must_wait()
+        (!self.ready.is_empty() && !self.is_full()) || self.free_held().is_some()
     }
 
     fn run_here(mut conn: Box<Conn>, session: &Arc<Session>, ready: Ready) -> Option<Box<Conn>> {

@@ -17,7 +17,8 @@ use crate::service::counters::lun_number;
 pub(crate) enum Fate {
     /// No answer; a unit attention condition tells of the reset.
     Silent,
-    /// It ends with COMMANDS CLEARED BY ANOTHER INITIATOR: who left the note may not have known of it.
+    /// It ends with COMMANDS CLEARED BY ANOTHER INITIATOR: who left the note may not have known of it. As well when the unit or its
+    /// medium has gone: what comes in its place is not what the command was meant for.
     Told,
 }
 

@@ -1,7 +1,7 @@
 //! A device server of one RAM disk with commands of its own:
 //! `C0` waits until it is released, `C1` answers with as many bytes as bytes 2 to 5 say, `C2` ends in CHECK CONDITION, `C3` panics,
 //! `C4` notes its byte 1, `C5` panics when it is asked how much data it takes, `C6` has the session that came first reset the unit, or
-//! clear the tasks of this one if byte 1 is 1.
+//! clear the tasks of this one if byte 1 is 1, or end all as for a unit that goes if it is 2.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -149,6 +149,7 @@ impl DeviceServer for Device {
                 let (first, end) = (self.opened.lock()[0].clone(), self.task_end.lock().clone().unwrap());
                 match cdb[1] {
                     1 => end.end_tasks(Some(std::slice::from_ref(nexus)), Some(command.lun), None),
+                    2 => end.end_tasks(None, Some(command.lun), None),
                     _ => end.end_tasks(None, Some(command.lun), Some(&first)),
                 };
                 Response::default()

@@ -110,7 +110,9 @@ fn storage_that_hangs_holds_up_no_other() {
     let mut daemon = TestDaemon::start();
     let port = target(&daemon);
     add(&daemon, 3, LunSource::Null(1 << 30)).unwrap();
+    daemon.pool("tank");
     daemon.stop();
+    daemon.world.missing_devices.lock().insert("/disks/tank0".into());
     for number in [1, 2] {
         remember(&daemon, number, &volume(&format!("tank/v{number}")));
     }
@@ -124,9 +126,31 @@ fn storage_that_hangs_holds_up_no_other() {
         assert_eq!(info.state, LunState::Unavailable);
         assert!(info.message.contains("does not answer"), "{info:?}");
     }
-    // What it answers at last is heard.
+    // No further threads are lost to it.
+    daemon.world.missing_devices.lock().clear();
+    assert_eq!(daemon.client().import(&ImportPools::default()).unwrap().imported.len(), 1);
+    assert_eq!(daemon.world.open_gate.waiting.load(Ordering::SeqCst), 2);
+    // What it answers at last is heard, also by a unit that shows itself otherwise by now.
+    assert_eq!(tgt(&daemon, Mode::LogicalUnit, Op::Update, "targetOps vendor_id=ACME").0, Code::Success.number());
     daemon.world.open_gate.open();
     eventually("the answers", || (1..3).all(|number| lun(&daemon, number).message.contains("holds no data")));
+}
+
+#[test]
+fn the_end_does_not_wait_for_storage_that_hangs_at_the_start() {
+    let mut daemon = TestDaemon::start();
+    target(&daemon);
+    daemon.stop();
+    for number in [1, 2] {
+        remember(&daemon, number, &volume(&format!("tank/v{number}")));
+    }
+    daemon.config.storage_patience = Duration::from_secs(3600);
+    daemon.world.open_gate.close();
+    daemon.restart();
+    eventually("LUN 1 is opened", || daemon.world.open_gate.waiting.load(Ordering::SeqCst) == 1);
+    daemon.stop();
+    assert_eq!(daemon.world.open_gate.waiting.load(Ordering::SeqCst), 1, "LUN 2 was not begun");
+    daemon.world.open_gate.open();
 }
 
 #[test]

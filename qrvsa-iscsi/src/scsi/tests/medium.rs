@@ -24,6 +24,31 @@ fn a_medium_goes_and_comes() {
     world.good(&nexus, &[0; 6], &[]);
 }
 
+#[derive(Default)]
+struct Ends(Mutex<Vec<Option<[u8; 8]>>>);
+
+impl crate::scsi::TaskEnd for Ends {
+    fn end_tasks(
+        &self,
+        nexuses: Option<&[Arc<Nexus>]>,
+        lun: Option<[u8; 8]>,
+        spare: Option<&Arc<Nexus>>,
+    ) -> Vec<Arc<Nexus>> {
+        assert!(nexuses.is_none() && spare.is_none());
+        self.0.lock().push(lun);
+        Vec::new()
+    }
+}
+
+#[test]
+fn commands_for_one_medium_do_not_run_on_the_next() {
+    let world = World::new();
+    let ends = Arc::new(Ends::default());
+    world.units.set_task_end(ends.clone());
+    world.units.load_medium(1, Arc::new(MemoryBacking::new(1 << 20))).expect("loads");
+    assert_eq!(*ends.0.lock(), [Some(lun::encode(1))]);
+}
+
 #[test]
 fn sanitizing_goes_on_when_its_command_is_aborted() {
     let world = World::new();

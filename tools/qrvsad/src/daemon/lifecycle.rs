@@ -99,6 +99,7 @@ impl Daemon {
     /// From now on changes are refused, and the end of a mount's session is not somebody's wish.
     pub fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.targets.begin_stop();
     }
 
     /// Unmounts everything and exports all pools; the state file keeps them for the next run. `urgent`, which may be set

@@ -1,8 +1,9 @@
 //! Logical units: their storage, and how they show themselves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use qrvsa_api::{AddLun, ApiError, ErrorKind, LunInfo, LunSource};
@@ -18,6 +19,9 @@ use crate::error::from_core;
 /// Least time that storage is waited for once other storage did not answer.
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
 
+/// How often who waits for storage looks whether the daemon is to stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+
 /// Open storage, and its best logical block in bytes.
 type Opened = (Arc<dyn Backing>, u32);
 
@@ -27,6 +31,29 @@ pub fn pool_of(lun: &Lun) -> Option<&str> {
         LunSource::Volume(name) => Some(&name.pool),
         _ => lun.inside.as_ref().map(|inside| inside.fs.pool.as_str()),
     }
+}
+
+/// A unit's storage that is being opened. At its end it may be opened by others.
+struct Opening {
+    targets: Arc<Targets>,
+    unit: (u32, u64),
+    /// There is reason to open it again if it fails.
+    again: Arc<AtomicBool>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut all = self.targets.opening.lock();
+        if all.get(&self.unit).is_some_and(|again| Arc::ptr_eq(again, &self.again)) {
+            all.remove(&self.unit);
+        }
+    }
+}
+
+/// Whether two units stand on the same storage, opened in the same way.
+fn same_storage(a: &Lun, b: &Lun) -> bool {
+    let how = |lun: &Lun| (lun.options.read_only, lun.options.thin);
+    (&a.source, &a.inside, how(a)) == (&b.source, &b.inside, how(b))
 }
 
 /// A unit in a few words, for whoever finds its storage in use.
@@ -177,17 +204,31 @@ impl Targets {
         // Without room: what is sent has been received, or comes back.
         let (sender, receiver) = sync_channel(0);
         let (owned_iqn, owned_lun) = (iqn.to_owned(), lun.clone());
+        let again = Arc::new(AtomicBool::new(false));
+        self.opening.lock().insert((tid, number), Arc::clone(&again));
+        let opening = Opening { targets: Arc::clone(&me), unit: (tid, number), again };
         let opener = move || {
             let opened = me.open(&owned_iqn, tid, number, &owned_lun);
             if let Err(SendError(late)) = sender.send(opened) {
-                me.opened_late(&owned_iqn, tid, number, &owned_lun, late);
+                me.opened_late(&owned_iqn, opening, owned_lun, late);
             }
         };
         let internal = |text: String| ApiError::new(ErrorKind::Internal, text);
         let spawned = std::thread::Builder::new().name("qrvsa-lun-open".to_owned()).spawn(opener);
         spawned.map_err(|e| internal(format!("no thread to open its storage: {e}")))?;
-        match receiver.recv_timeout(*patience) {
-            Ok(opened) => opened,
+        let deadline = Instant::now() + *patience;
+        let answer = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(left.min(STOP_CHECK)) {
+                Err(RecvTimeoutError::Timeout) if left > STOP_CHECK && !self.stopped.load(Ordering::Acquire) => {}
+                answer => break answer,
+            }
+        };
+        match answer {
+            Ok(opened) => {
+                self.opening.lock().remove(&(tid, number));
+                opened
+            }
             Err(RecvTimeoutError::Timeout) => {
                 *patience = (*patience / 2).max(PATIENCE_MIN.min(*patience));
                 Err(ApiError::new(ErrorKind::Unavailable, "its storage does not answer; it serves when that does"))
@@ -198,16 +239,33 @@ impl Targets {
         }
     }
 
-    /// Storage answered when nobody waited for it any more.
-    fn opened_late(&self, iqn: &str, tid: u32, number: u64, lun: &Lun, opened: Result<Opened>) {
-        let _changing = self.changing.lock();
-        let model = self.model();
-        let target = model.targets.get(&tid).filter(|target| target.iqn == iqn);
-        let still = target.and_then(|target| target.luns.get(&number)) == Some(lun);
-        let waits = self.running.read().get(&tid).is_some_and(|running| running.unavailable.contains_key(&number));
-        if let Some(target) = target.filter(|_| still && waits) {
-            tracing::info!("the storage of target {iqn} LUN {number} answers");
-            self.started(&target.iqn, tid, number, lun, opened);
+    /// Storage answered when nobody waited for it any more. It is opened again if the unit is to stand on it otherwise by now, or
+    /// if it failed and a pool has been imported since.
+    fn opened_late(&self, iqn: &str, opening: Opening, mut lun: Lun, mut opened: Result<Opened>) {
+        let (tid, number) = opening.unit;
+        loop {
+            let changing = self.changing.lock();
+            let model = self.model();
+            let target = model.targets.get(&tid).filter(|target| target.iqn == iqn);
+            let waits = self.running.read().get(&tid).is_some_and(|running| running.unavailable.contains_key(&number));
+            let now = target.and_then(|target| target.luns.get(&number));
+            let Some(now) = now.filter(|_| waits && !self.stopped.load(Ordering::Acquire)) else {
+                drop(opening);
+                return;
+            };
+            let again = opening.again.swap(false, Ordering::AcqRel);
+            if same_storage(&lun, now) && (opened.is_ok() || !again) {
+                tracing::info!("the storage of target {iqn} LUN {number} answers");
+                self.started(iqn, tid, number, now, opened);
+                // before the next change, which may have it opened anew
+                drop(opening);
+                return;
+            }
+            lun = now.clone();
+            drop(changing);
+            // One that holds the storage would keep the next from it.
+            drop(opened);
+            opened = self.open(iqn, tid, number, &lun);
         }
     }
 

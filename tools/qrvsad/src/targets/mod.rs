@@ -81,6 +81,8 @@ pub struct Targets {
     remembered: Mutex<Option<Model>>,
     /// Files of units that do not serve yet, claimed before somebody can open them through a mount.
     held: Mutex<BTreeMap<(u32, u64), below::Held>>,
+    /// Units whose storage is being opened, by target and number, and whether to do so again if that fails.
+    opening: Mutex<BTreeMap<(u32, u64), Arc<AtomicBool>>>,
     /// Pools that are about to go.
     leaving: Mutex<BTreeSet<String>>,
     /// The daemon ends: nothing changes any more.
@@ -160,6 +162,7 @@ impl Targets {
             roots,
             remembered: Mutex::default(),
             held: Mutex::default(),
+            opening: Mutex::default(),
             leaving: Mutex::default(),
             stopped: AtomicBool::new(false),
             storage_patience: config.storage_patience,
@@ -216,11 +219,16 @@ impl Targets {
         *self.model.write() = Arc::clone(&model);
         let mut patience = self.storage_patience;
         for (tid, target) in &model.targets {
-            if let Err(e) = self.make_target(&model, *tid, target, &mut patience) {
-                tracing::error!("target {} does not serve: {e}", target.iqn);
+            match self.make_target(&model, *tid, target, &mut patience) {
+                Err(_) if self.stopped.load(Ordering::Acquire) => break,
+                Err(e) => tracing::error!("target {} does not serve: {e}", target.iqn),
+                Ok(()) => {}
             }
         }
         self.held.lock().clear();
+        if self.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
         // Without its users, discovery would be everybody's.
         if let Err(e) = self.apply_discovery(&model).and_then(|()| self.apply_portals(&model, false)) {
             tracing::error!("iSCSI: {e}");
@@ -241,6 +249,11 @@ impl Targets {
         let mut patience = self.storage_patience;
         for (tid, number) in waiting {
             let lun = model.targets.get(&tid).and_then(|target| target.luns.get(&number));
+            // Where one thread hangs, so would the next.
+            if let Some(again) = self.opening.lock().get(&(tid, number)) {
+                again.store(true, Ordering::Release);
+                continue;
+            }
             if lun.is_some_and(|lun| !matches!(&lun.source, LunSource::Volume(name) if name.pool != pool)) {
                 self.start_lun(&model, tid, number, &mut patience);
             }
@@ -300,10 +313,15 @@ impl Targets {
         }
     }
 
+    /// From now on nothing changes, and targets that are being brought back are left.
+    pub fn begin_stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     /// Ends all service: initiators are asked to log out, everything acknowledged is made durable, storage is closed. What is
     /// remembered stays.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.begin_stop();
         let changing = self.changing.try_lock_for(self.request_patience);
         if changing.is_none() {
             tracing::warn!("a change of iSCSI targets does not end; going on without it");
@@ -385,10 +403,14 @@ impl Targets {
         let units = Arc::new(TargetUnits::new(config.name.as_str(), Some(keep.clone())));
         units.set_ports(vec![GROUP_TAG]);
         self.running.write().insert(tid, Running { units: Arc::clone(&units), keep, unavailable: BTreeMap::new() });
-        for number in target.luns.keys() {
+        for number in target.luns.keys().take_while(|_| !self.stopped.load(Ordering::Acquire)) {
             self.start_lun(model, tid, *number, patience);
         }
-        let made = self.service.create_target(config, units);
+        let made = if self.stopped.load(Ordering::Acquire) {
+            Err(ServiceError { kind: ServiceErrorKind::Busy, text: "the daemon is stopping".to_owned() })
+        } else {
+            self.service.create_target(config, units)
+        };
         if made.is_err() {
             let unmade = self.running.write().remove(&tid);
             drop(unmade);
