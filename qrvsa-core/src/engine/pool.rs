@@ -462,6 +462,8 @@ impl Host for Pool {
                 self.commit_now()?;
             }
             if self.space.unclaimed() < self.space.cost_blocks(1) * 4 {
+                // a pool that was closed meanwhile has no devices, and so no room
+                self.check_writable()?;
                 return Err(Error::new(ErrorKind::NoSpace, "the pool is full"));
             }
         }

@@ -202,6 +202,8 @@ impl Pool {
         let old = claims.get(&dataset).map_or(0, |claim| claim.blocks);
         let room = self.space.unclaimed() + old;
         if wanted > room {
+            // a pool that was closed meanwhile has no devices, and so no room
+            self.check_writable()?;
             let bytes = |blocks: u64| u128::from(blocks) * BLOCK_SIZE as u128;
             return Err(Error::new(
                 ErrorKind::NoSpace,
