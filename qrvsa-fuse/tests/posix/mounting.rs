@@ -78,7 +78,7 @@ fn unmounting_makes_everything_durable_and_tells() {
     m.mount.on_exit(move |_| sender.send(()).unwrap());
     receiver.recv_timeout(PATIENCE).unwrap();
     // The same contents can be mounted again.
-    let again = mount(m.fs.clone(), m.root(), &MountOptions::new("testpool/data")).unwrap();
+    let again = mount(m.fs.clone(), m.root(), &MountOptions::new(m.mount.fs_name())).unwrap();
     assert_eq!(fs::read(m.path("a")).unwrap(), b"x");
     again.unmount(Unmount::Normal).unwrap();
 }
@@ -292,10 +292,10 @@ fn a_mount_point_in_use_is_refused() {
     }
     let m = Mounted::new();
     let other = Arc::new(MemFs::new());
-    for name in ["testpool/data", "testpool/other"] {
+    for name in [m.mount.fs_name(), "testpool/other"] {
         let error = mount(other.clone(), m.root(), &MountOptions::new(name)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
-        assert!(error.to_string().contains("testpool/data (fuse.qrvsa)"), "{error}");
+        assert!(error.to_string().contains(&format!("{} (fuse.qrvsa)", m.mount.fs_name())), "{error}");
     }
     fs::write(m.path("a"), "still there").unwrap();
 }

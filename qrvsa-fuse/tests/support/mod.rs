@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use memfs::MemFs;
@@ -36,8 +37,12 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// With a source that no other test has: tests run side by side, and the kernel gives the numbers of a mount that went
+    /// to the next one at once.
     pub fn new() -> Mounted {
-        Mounted::with(MountOptions::new("testpool/data"))
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let made = MADE.fetch_add(1, Ordering::Relaxed);
+        Mounted::with(MountOptions::new(format!("testpool/data-{}-{made}", std::process::id())))
     }
 
     pub fn with(options: MountOptions) -> Mounted {
