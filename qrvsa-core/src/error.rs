@@ -35,7 +35,7 @@ pub enum ErrorKind {
     NeedsForce,
     /// Read-only pool or mount.
     ReadOnly,
-    /// The pool stopped writing because too many devices failed.
+    /// The pool stopped writing: a commit failed, as when too many devices do, or it was exported or destroyed.
     Suspended,
 }
 

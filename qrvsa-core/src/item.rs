@@ -46,7 +46,7 @@ pub struct ObjectRef {
 pub struct Usage {
     /// Usable size of the pool for this dataset.
     pub total_bytes: u64,
-    /// Of that, free, including what only the reserve may use.
+    /// Of that, free: the same as `available_bytes`, as what only the reserve may use counts as used.
     pub free_bytes: u64,
     /// Of that, available to writers.
     pub available_bytes: u64,

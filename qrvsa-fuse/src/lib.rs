@@ -26,7 +26,7 @@
 //! | behaviour | why it is right here |
 //! |---|---|
 //! | names are cached for an hour, also names that do not exist | every change of the namespace is made by this kernel, which updates its own entries |
-//! | attributes are cached for an hour; for a second while the inode changed less than a minute ago | the kernel drops cached attributes at write, truncate, fallocate, link, rename, setxattr, and the access time at each READ. Only `st_blocks` changes by itself, when new data is written out within the store's commit interval, well inside the minute |
+//! | attributes are cached for an hour; for a second while the inode changed less than a minute ago | the kernel drops cached attributes at write, truncate, fallocate, link, rename, setxattr, and the access time at each READ. Only `st_blocks` changes by itself, when new data is written out within the store's commit interval, which is well inside the minute unless it was set longer |
 //! | `FOPEN_KEEP_CACHE` on every open, `FOPEN_CACHE_DIR` on directories | contents change through this mount only; the kernel drops a cached listing when a name in that directory changes (by `i_version`) |
 //! | `FOPEN_DIRECT_IO` with `FOPEN_PARALLEL_DIRECT_WRITES` on `O_DIRECT` opens only | without it the kernel holds the inode lock over each waiting direct write, so that four writers of one file take four times as long as one; the kernel keeps such writes and the page cache of other opens in step, and shared mappings work (`DIRECT_IO_ALLOW_MMAP`) |
 //! | what [`may_cache`](qrvsa_core::fs::ops::Operations::may_cache) excepts is not cached: files are opened for direct I/O, directories read anew, names asked for each time | the files of `.volumes` change when the volumes do |

@@ -34,7 +34,7 @@ use crate::{target, users};
 /// the same call.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a mount may be seen after its connection was closed. `umount -f` closes that first.
-const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -370,7 +370,7 @@ fn portals_come_and_go() {
 #[test]
 fn a_session_whose_heir_gave_up_ends() {
     // Enough for a login on a busy machine; those that wait for the session before take all of it.
-    let bench = Bench::with(|l| l.login_timeout = Duration::from_secs(3), |_| ());
+    let bench = Bench::with(|l| l.login_timeout = Duration::from_secs(6), |_| ());
     let mut old = bench.session(&[]);
     old.command(NONE, 0, &[0xc0], &[]);
     bench.device.until_waiting(1);

@@ -11,6 +11,7 @@ import socket
 import struct
 
 from lib import Failure, check, run
+from proc import SLOWNESS
 
 IQN = "iqn.2026-01.test.system"
 
@@ -127,7 +128,7 @@ class Initiator:
 
     def __init__(self, port, iqn=None, name="client", isid=1, user=None, secret=None, login=True, timeout=60, discovery=False):
         self.name, self.iqn, self.isid = "%s.client:%s" % (IQN, name), iqn, isid
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout * SLOWNESS)
         self.cmdsn, self.expstatsn, self.tag = 1, 0, 1
         if login:
             try:

@@ -177,7 +177,7 @@ def end_child(child):
     if child.poll() is None:
         kill_group(child.pid)
         try:
-            child.wait(60)
+            child.wait(60 * SLOWNESS)
         except subprocess.TimeoutExpired:
             raise Failure("killed, but it does not end: %s" % " ".join(child.args)) from None
         wait_group_gone(child.pid)
@@ -230,11 +230,11 @@ class Daemon:
             return
         child.send_signal(signal.SIGTERM)
         try:
-            rc = child.wait(wait)
+            rc = child.wait(wait * SLOWNESS)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait(10)
-            raise Failure("the daemon did not end within %d s of SIGTERM\n%s" % (wait, self.log_tail(15))) from None
+            raise Failure("the daemon did not end within %d s of SIGTERM\n%s" % (wait * SLOWNESS, self.log_tail(15))) from None
         check(rc == 0, "the daemon ended with exit %s\n%s", rc, self.log_tail(15))
 
     def kill(self):
@@ -242,7 +242,7 @@ class Daemon:
         child, self.child = self.child, None
         if child is not None:
             child.kill()
-            child.wait(120)
+            child.wait(120 * SLOWNESS)
 
     def restart(self):
         self.stop()

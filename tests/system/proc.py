@@ -67,6 +67,14 @@ def run(cmd, timeout=60, ok=True, input=None, env=None, cwd=None):
     return result
 
 
+def ended(child, seconds=60):
+    """Waits for the end of a child, `seconds` or more on a slow machine; its exit status."""
+    try:
+        return child.wait(seconds * SLOWNESS)
+    except subprocess.TimeoutExpired:
+        raise Failure("no end after %s s: %s" % (seconds * SLOWNESS, " ".join(map(str, child.args)))) from None
+
+
 def kill(pid):
     """Kills a process that may be gone."""
     try:
@@ -83,7 +91,7 @@ def kill_group(pgid, sig=signal.SIGKILL):
         pass
 
 
-def wait_group_gone(pgid, wait=20.0):
+def wait_group_gone(pgid, wait=20.0 * SLOWNESS):
     """Waits until nobody is left of a process group that was killed; its members are collected by their parents."""
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline:
@@ -94,7 +102,7 @@ def wait_group_gone(pgid, wait=20.0):
         time.sleep(0.01)
 
 
-def wait_gone(pid, wait=60.0):
+def wait_gone(pid, wait=60.0 * SLOWNESS):
     """Waits until a process is gone with all that it held. A zombie does not count: some of its threads may still hold files."""
     deadline = time.monotonic() + wait
     start = start_time(pid)

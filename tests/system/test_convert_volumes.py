@@ -5,6 +5,7 @@ import signal
 
 from iscsi import Target
 from lib import GIB, KIB, MIB, Daemon, binary, check, options, run, same, wait_for
+from proc import ended
 
 
 def needs(*programs):
@@ -152,7 +153,7 @@ def test_refusals_and_failures(t):
     t.step("the conversion is killed")
     child = held_at_work(t, daemon, big, "tank/killed")
     child.kill()
-    child.wait(60)
+    ended(child, 60)
     wait_for(lambda: not daemon.json("volume", "show", "tank/killed")["in_use"], 60, "the volume is let go of")
     check("tank/killed holds a part only" in daemon.log_text(), "the daemon's log does not say it:\n%s", daemon.log_tail())
     daemon.cli("volume", "destroy", "tank/killed", "--force")
@@ -161,7 +162,7 @@ def test_refusals_and_failures(t):
     child = held_at_work(t, daemon, big, "tank/killed", log=t.path("convert.log"))
     daemon.kill()
     child.send_signal(signal.SIGCONT)
-    same(child.wait(60), 3, "exit status of the conversion")
+    same(ended(child, 60), 3, "exit status of the conversion")
     with open(t.path("convert.log")) as f:
         told = f.read()
     check("tank/killed may be there with a part of the disk" in told and len(told.splitlines()) == 1, "it says: %s", told)

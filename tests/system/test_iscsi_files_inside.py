@@ -9,6 +9,7 @@ import threading
 
 import iscsi
 from lib import GIB, KIB, MIB, Daemon, Failure, check, end_child, options, run, same, wait_for
+from proc import SLOWNESS
 from syscalls import refuses, write_file
 from test_iscsi_tgt import OURS, Tgt
 
@@ -205,7 +206,7 @@ def test_a_vhdx_file_inside_survives_kill_9(t):
         thread.start()
         # readers through the mount at the same time
         reader = t.spawn(["sh", "-c", "while cat '%s' '%s' >/dev/null; do :; done" % (child, base)])
-        check(going.wait(30), "the load does not begin")
+        check(going.wait(30 * SLOWNESS), "the load does not begin")
         for n in range(8):
             lba, data = 8 * t.random.randrange(1000, 7000), t.random.randbytes(4096)
             initiator.write(lun, lba, data, fua=n % 2 == 1)
@@ -213,7 +214,7 @@ def test_a_vhdx_file_inside_survives_kill_9(t):
         initiator.sync(lun)
         # ends in time, or the test fails: nothing of it waits for itself
         daemon.kill()
-        thread.join(90)
+        thread.join(90 * SLOWNESS)
         check(not thread.is_alive(), "the load does not end")
         initiator.close()
         load.close()

@@ -5,6 +5,7 @@ import re
 
 import iscsi
 from lib import GIB, KIB, MIB, Daemon, Failure, binary, check, options, run, same, wait_for
+from proc import ended
 
 
 def sized(t, name, size):
@@ -168,7 +169,7 @@ def test_kill_9_while_the_pool_changes(t):
             if lba in known:
                 known[lba] = (known[lba][0], versions)
         daemon.kill()
-        change.wait(60)
+        ended(change, 60)
         initiator.close()
         daemon.start()
         devices = {d.path for d in pool.status().devices}

@@ -1,27 +1,33 @@
 """Devices that vanish while a copy runs: no error, no wrong byte, an honest status, a rebuild that really restores redundancy."""
 import os
+import signal
 import time
 
 import trees
 from lib import GIB, MIB, Daemon, Failure, binary, check, options, vanish_file, vanish_loop
+from proc import SLOWNESS, ended
 
 
 def wait_copied(child, target, size, share):
-    """Waits until a share of the bytes has arrived, so that what happens next happens in the middle."""
-    deadline = time.monotonic() + 300
+    """Waits until a share of the bytes has arrived, so that what happens next happens in the middle: the copy stands still while
+    it is looked at, and goes on when this returns."""
+    deadline = time.monotonic() + 300 * SLOWNESS
     while time.monotonic() < deadline:
+        child.send_signal(signal.SIGSTOP)
         here = 0
         for base, _, files in os.walk(target):
             here += sum(os.lstat(os.path.join(base, f)).st_size for f in files)
         if here >= size * share:
             check(child.poll() is None, "the copy was over before the devices went: the tree is too small for this test")
+            child.send_signal(signal.SIGCONT)
             return
+        child.send_signal(signal.SIGCONT)
         time.sleep(0.05)
-    raise Failure("the copy does not move: %d of %d bytes after 300 s" % (here, size))
+    raise Failure("the copy does not move: %d of %d bytes after %d s" % (here, size, 300 * SLOWNESS))
 
 
 def finish(t, child, seconds):
-    check(child.wait(seconds) == 0, "the copy failed:\n%s", open(t.path("cp.log"), errors="replace").read()[-2000:])
+    check(ended(child, seconds) == 0, "the copy failed:\n%s", open(t.path("cp.log"), errors="replace").read()[-2000:])
 
 
 @options(seconds=300, long_seconds=600)
@@ -143,7 +149,7 @@ def test_replace_goes_on_after_a_restart(t):
     child = t.spawn([binary("qrvsa"), "--socket", daemon.socket, "pool", "replace", "tank", pool.devices[0], new], log=t.path("replace.log"))
     time.sleep(0.3)
     daemon.kill()
-    child.wait(60)
+    ended(child, 60)
     daemon.start()
     pool.wait_mounted()
     status = pool.status()

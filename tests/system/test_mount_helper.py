@@ -1,5 +1,6 @@
 """mount(8) and umount(8): the helper, fstab entries, options, remounting, what /proc/mounts shows."""
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -14,7 +15,10 @@ HELPER = "/sbin/mount.fuse.qrvsa"
 
 
 def install_helper(t):
-    """mount(8) looks for the helper in /sbin alone; what was there comes back at the end."""
+    """mount(8) looks for the helper in /sbin alone; what was there comes back at the end. One test at a time may do this."""
+    lock = os.open(os.path.dirname(HELPER), os.O_RDONLY | os.O_DIRECTORY)
+    t.defer(os.close, lock)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     if os.path.lexists(HELPER):
         kept = t.path("helper.kept")
         run(["cp", "-a", "--remove-destination", HELPER, kept])

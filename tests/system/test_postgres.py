@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from lib import GIB, Daemon, Failure, check, end_child, options, run, wait_for
-from proc import is_live, kill
+from proc import ended, is_live, kill
 
 
 class Server:
@@ -48,7 +48,7 @@ class Server:
 
     def stop(self):
         self.child.terminate()
-        check(self.child.wait(120) == 0, "postgres did not end well:\n%s", open(self.log, errors="replace").read()[-2000:])
+        check(ended(self.child, 120) == 0, "postgres did not end well:\n%s", open(self.log, errors="replace").read()[-2000:])
 
     def crash(self):
         """Its storage is gone: it has to be ended the hard way. Its workers are in sessions of their own, and while one is

@@ -6,6 +6,7 @@ import time
 
 import trees
 from lib import GIB, MIB, Daemon, check, is_mounted, options, run, same, wait_for
+from proc import ended
 from syscalls import read_file, write_file
 
 
@@ -108,10 +109,10 @@ def test_signals_and_busy_mounts(t):
         wait_for(lambda: os.path.exists(held) and os.path.getsize(held) > before + 10, 60, "a program to write on the mount")
         begin = time.monotonic()
         os.kill(daemon.pid, sig)
-        same(daemon.child.wait(90), 0, "exit status after signal %d" % sig)
+        same(ended(daemon.child, 90), 0, "exit status after signal %d" % sig)
         daemon.child = None
         t.step("ended %.1f s after signal %d", time.monotonic() - begin, sig)
-        holder.wait(60)
+        ended(holder, 60)
         daemon.start()
         pool.wait_mounted()
         same(trees.digest(os.path.join(pool.mountpoint, "f")), digest, "data that was not synced before the signal")
@@ -129,7 +130,7 @@ def test_stuck_readers_are_freed_by_a_crash(t):
     reader = t.spawn(["bash", "-c", "while cat '%s/f' > /dev/null; do echo x >> '%s'; done" % (pool.mountpoint, rounds)])
     wait_for(lambda: os.path.exists(rounds), 60, "the reader to have read the file once")
     daemon.kill()
-    reader.wait(60)
+    ended(reader, 60)
     daemon.start()
     pool.wait_mounted()
     run(["ls", pool.mountpoint], timeout=20)

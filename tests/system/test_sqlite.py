@@ -5,6 +5,7 @@ import sqlite3
 import time
 
 from lib import GIB, Daemon, Failure, check, options, python, same, wait_for
+from proc import ended
 
 
 def acknowledged(path):
@@ -49,7 +50,7 @@ def rounds(t, mode, count):
             time.sleep(t.random.uniform(0.2, 1.5))
             daemon.kill()
             try:
-                writer.wait(60)
+                ended(writer, 60)
             except Exception:
                 raise Failure("the writer hangs after the daemon was killed") from None
         got = acknowledged(out)
@@ -93,7 +94,7 @@ def test_two_writers(t):
                  lambda: "both writers to go on in mode %s: %s commits, then %s" % (mode, counts, [len(acknowledged(out)) for out in outs]))
         for w in writers:
             w.terminate()
-            w.wait(60)
+            ended(w, 60)
         for out in outs:
             check("error" not in open(out).read(), "a writer in mode %s: %s", mode, open(out).read()[-300:])
             check(len(acknowledged(out)) > 5, "a writer in mode %s made %d commits only", mode, len(acknowledged(out)))

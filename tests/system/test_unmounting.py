@@ -4,6 +4,7 @@ import os
 import sys
 
 from lib import GIB, Daemon, check, is_mounted, options, run, same, wait_for
+from proc import ended
 from syscalls import read_file, write_file
 
 #: An unmount that has to end whatever shows the filesystem; on a machine that has nothing else to do it takes two seconds.
@@ -131,7 +132,7 @@ def test_unmount_while_shown_elsewhere(t):
     wait_for(lambda: os.path.exists(ready), 30, "a mount namespace", 0.05)
     daemon.refused("namespace", "umount", pool.mountpoint, code=7, timeout=SECONDS)
     holder.kill()
-    holder.wait(30)
+    ended(holder, 30)
     wait_for(lambda: mount_state(daemon, "tank") is None, 30, "the mount to end with the namespace", 0.05)
 
     pool.mount()

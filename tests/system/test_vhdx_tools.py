@@ -7,6 +7,7 @@ import resource
 import subprocess
 
 from lib import GIB, KIB, MIB, ROOT, binary, check, options, run, same
+from proc import ended
 from test_docs_commands import commands
 
 #: Reads an image and its parents, child first, with libvhdi, and prints the SHA-256 of the disk.
@@ -62,7 +63,7 @@ def sha_of_command(cmd, timeout=300):
         digest = hashlib.sha256()
         for piece in iter(lambda: child.stdout.read(MIB), b""):
             digest.update(piece)
-        check(child.wait(timeout) == 0, "%s: exit %s", cmd, child.returncode)
+        check(ended(child, timeout) == 0, "%s: exit %s", cmd, child.returncode)
     return digest.hexdigest()
 
 
@@ -109,7 +110,7 @@ class Writer:
     def _end(self):
         if self.child.poll() is None:
             self.child.kill()
-            self.child.wait(30)
+            ended(self.child, 30)
 
     def send(self, *words):
         self.child.stdin.write(" ".join(map(str, words)) + "\n")
@@ -151,11 +152,11 @@ class Writer:
     def close(self):
         self.child.stdin.close()
         self.child.stdin = None
-        check(self.child.wait(120) == 0, "the writer ended with %s", self.child.returncode)
+        check(ended(self.child, 120) == 0, "the writer ended with %s", self.child.returncode)
 
     def kill(self):
         self.child.kill()
-        self.child.wait(30)
+        ended(self.child, 30)
 
 
 @options(seconds=120)
@@ -316,7 +317,7 @@ def test_kill_9_of_a_merge(t):
             merge.wait(t.random.random() * 0.05)
         except subprocess.TimeoutExpired:
             merge.kill()
-            merge.wait(30)
+            ended(merge, 30)
             killed += 1
         same(answer("check", child, codes=(0, 1))["errors"], 0, "violations of the child")
         read = sha_of_command([binary("qrvsa"), "vhdx", "read", child, "0", str(len(model))])
@@ -593,7 +594,7 @@ def test_bad_input(t):
             break
     check("full" in said, "a full filesystem: %r", said)
     writer.child.stdin.close()
-    writer.child.wait(60)
+    ended(writer.child, 60)
     same(answer("check", full, codes=(0, 1))["errors"], 0, "violations on a full filesystem")
     refused("full", "convert", path, os.path.join(mount, "fixed.vhdx"), "--to", "fixed", code=1)
     check("fixed.vhdx" not in os.listdir(mount) and not [n for n in os.listdir(mount) if "unfinished" in n], "left behind: %s", os.listdir(mount))

@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Corrupt,
     /// Not enough devices to go on.
     Degraded,
-    /// The pool stopped writing because too many devices failed.
+    /// The pool stopped writing: a commit failed, as when too many devices do, or it was exported or destroyed.
     Suspended,
     /// Pool or filesystem is read-only.
     ReadOnly,
@@ -85,7 +85,7 @@ impl ErrorKind {
             ErrorKind::Exists => "choose another name, or remove the existing one first",
             ErrorKind::Busy => "end what uses it and try again",
             ErrorKind::NeedsForce => "repeat with --force if what is there may be lost",
-            ErrorKind::NoSpace => "free some space or add devices",
+            ErrorKind::NoSpace => "free some space",
             ErrorKind::Io => "`qrvsa pool status` shows which device failed",
             ErrorKind::Corrupt => "`qrvsa pool status` lists damaged files; restore them from a backup",
             ErrorKind::Degraded => "bring the missing devices back, then `qrvsa pool online`",

@@ -277,7 +277,7 @@ state! {
         Degraded = "DEGRADED",
         /// Not usable: it could not be imported.
         Faulted = "FAULTED",
-        /// Imported, but stopped writing because too many devices failed.
+        /// Imported, but stopped writing: a commit failed, as when too many devices do.
         Suspended = "SUSPENDED",
     }
 }

@@ -28,7 +28,8 @@ pub static MALLOC_CONF: Option<&'static std::ffi::c_char> =
 /// The QRVSA daemon: holds the pools, serves the mounts and answers `qrvsa`.
 ///
 /// It keeps in its state directory which pools are imported and what is mounted where, and restores both at its start.
-/// SIGTERM unmounts everything and exports the pools cleanly; a second SIGTERM does not wait for mounts in use.
+/// SIGTERM unmounts everything, detaching after a few seconds what is in use, and exports the pools cleanly; a second SIGTERM
+/// detaches at once and gives the exports a few seconds; a third ends on the spot. What was acknowledged is safe in any case.
 ///
 /// Exit codes: 0 stopped on request; 1 could not start or serve; 2 usage or configuration.
 #[derive(Parser)]

@@ -260,7 +260,8 @@ fn mounts_in_use_are_detached_after_a_while() {
     let start = Instant::now();
     daemon.stop();
     assert!(start.elapsed() >= Duration::from_secs(2));
-    assert_eq!(daemon.world.lazy_unmounts.lock().as_slice(), [points[0].clone()]);
+    // the other one too, if its turn came late
+    assert!(daemon.world.lazy_unmounts.lock().contains(&points[0]));
     assert!(daemon.world.pools.lock().values().all(|pool| pool.clean_exports == 1));
     assert_eq!(daemon.remembered().1, points);
 }

@@ -127,6 +127,7 @@ fn storage_that_hangs_holds_up_no_other() {
         assert!(info.message.contains("does not answer"), "{info:?}");
     }
     // No further threads are lost to it.
+    eventually("both wait", || daemon.world.open_gate.waiting.load(Ordering::SeqCst) == 2);
     daemon.world.missing_devices.lock().clear();
     assert_eq!(daemon.client().import(&ImportPools::default()).unwrap().imported.len(), 1);
     assert_eq!(daemon.world.open_gate.waiting.load(Ordering::SeqCst), 2);

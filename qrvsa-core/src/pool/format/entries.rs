@@ -19,7 +19,7 @@ pub mod kind {
     pub const BITMAP: u8 = 5;
     /// (0, JOB, kind): where a background job stands.
     pub const JOB: u8 = 6;
-    /// (0, DAMAGE, n): an object that lost data.
+    /// (dataset, DAMAGE, object): an object that lost data.
     pub const DAMAGE: u8 = 7;
     /// (0, BLOB, n): a small value that a front end keeps in the pool.
     pub const BLOB: u8 = 8;
