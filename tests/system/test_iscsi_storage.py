@@ -90,6 +90,52 @@ def test_every_kind_of_storage(t):
 
 
 @options(seconds=120)
+def test_storage_has_one_user(t):
+    """What a pool, a mount or a loop device uses does not become a LUN, and what is a LUN goes to none of them, nor is it written by
+    conversions. Several LUNs may stand on it."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(size=256 * MIB)
+    target = iscsi.Target(daemon)
+
+    def refused(why, path, *args):
+        daemon.refused(why, "target", "lun", "add", target.iqn, "--file", path, *args, code=7)
+
+    def others_are_refused(path):
+        daemon.refused("in use", "vhdx", "convert", source, path, "--to", "raw", "--force", code=7)
+        daemon.refused("in use", "pool", "create", "lake", "--force", path, code=7)
+    source = t.disk("source", MIB)
+    refused("in use", pool.devices[0])
+    refused("in use", pool.devices[0], "--readonly")
+    served = t.disk("served", 256 * MIB)
+    luns = [target.lun("--file", served) for _ in range(2)]
+    inode = os.stat(served).st_ino
+    others_are_refused(served)
+    daemon.restart()
+    same(sorted(l["state"] for l in target.show()["luns"]), ["online"] * 2, "states")
+    others_are_refused(served)
+    same((os.stat(served).st_ino, os.stat(served).st_size), (inode, 256 * MIB), "the file of two LUNs")
+    for lun in luns:
+        daemon.cli("target", "lun", "remove", target.iqn, str(lun))
+    daemon.cli("vhdx", "convert", source, served, "--to", "raw", "--force")
+
+    device, backing = t.loop("loop", 64 * MIB)
+    refused("backing file", backing)
+    run(["mkfs.ext4", "-q", device])
+    mnt = t.mkdir("fsmnt")
+    run(["mount", device, mnt])
+    t.defer(run, ["umount", mnt], 30, False)
+    refused("mounted at", device)
+    lun = target.lun("--file", device, "--readonly")
+    run(["umount", mnt])
+    run(["mount", device, mnt])
+    run(["umount", mnt])
+    daemon.cli("target", "lun", "remove", target.iqn, str(lun))
+    target.lun("--file", device)
+    others_are_refused(device)
+    check(run(["mount", device, mnt], ok=False).rc != 0, "the device of a LUN was mounted")
+
+
+@options(seconds=120)
 def test_acknowledged_writes_survive_kill_9(t):
     """After kill -9 the target is back by itself, the session can log in again, and every synced or FUA write is there."""
     daemon = Daemon(t).start()

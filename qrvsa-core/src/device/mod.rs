@@ -22,7 +22,7 @@ mod uring;
 
 pub use batch::{IoBatch, Outcome};
 pub(crate) use open::open_growing;
-pub use open::{OpenOptions, open};
+pub use open::{OpenOptions, open, refuse_if_used};
 pub use signature::contains_foreign_data;
 pub use spec::DeviceSpec;
 pub use uring::UringDevice;

@@ -59,6 +59,16 @@ pub(crate) fn open_growing(path: &Path, read_only: bool) -> Result<UringDevice> 
     Ok(UringDevice::new(file))
 }
 
+/// Refuses a block device that is mounted, and a file that a loop device has as its backing file.
+///
+/// # Errors
+/// [`ErrorKind::Busy`], saying by whom it is used; [`ErrorKind::Invalid`] if it is neither a block device nor a regular file;
+/// what the system says.
+pub fn refuse_if_used(path: &Path, file: &File) -> Result<()> {
+    let stat = fstat(file).map_err(|errno| system_error(path, "cannot examine", errno.into()))?;
+    probe::refuse_if_used(path, probe::kind(path, stat.st_mode, stat.st_rdev)?, &stat)
+}
+
 /// Makes the file unless something is there already. Returns whether it did.
 fn create(path: &Path, size: u64, read_only: bool) -> Result<bool> {
     let size = size - size % BLOCK_SIZE as u64;

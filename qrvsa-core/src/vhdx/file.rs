@@ -268,6 +268,7 @@ pub fn io_error(path: &Path, what: &str, error: io::Error) -> Error {
         Some(libc::ETXTBSY) => {
             Error::new(ErrorKind::Busy, format!("{path} is in use as a disk; `qrvsa target list` shows the targets"))
         }
+        Some(libc::EBUSY) => Error::new(ErrorKind::Busy, format!("{path} is in use or mounted")),
         Some(libc::EEXIST) => Error::new(ErrorKind::Exists, format!("{path} exists already")),
         Some(libc::ENOSPC | libc::EDQUOT) => {
             let what = format!("{what} {path}: the filesystem that holds it is full");

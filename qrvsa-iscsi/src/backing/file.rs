@@ -1,9 +1,11 @@
 //! A plain file or a block device.
 
-use std::fs::{File, OpenOptions};
+use std::any::Any;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,8 @@ pub struct FileBacking {
     /// The kernel has failed to write something back: it forgets that after telling it once, we do not.
     lost: AtomicBool,
     no_cached_reads: AtomicBool,
+    /// Whatever keeps others out; let go of when the file is closed.
+    _claim: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl FileBacking {
@@ -70,10 +74,26 @@ impl FileBacking {
             size_seen: Mutex::new(Instant::now()),
             lost: AtomicBool::new(false),
             no_cached_reads: AtomicBool::new(false),
+            _claim: None,
         };
         let size = backing.look_up_size().map_err(failed)?;
         backing.size_bytes.store(size, Ordering::Release);
         Ok(backing)
+    }
+
+    /// Keeps `claim` as long as the file is open.
+    #[must_use]
+    pub fn holding(mut self, claim: Arc<dyn Any + Send + Sync>) -> Self {
+        self._claim = Some(claim);
+        self
+    }
+
+    /// What the system knows about the open file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
     }
 
     fn look_up_size(&self) -> io::Result<u64> {

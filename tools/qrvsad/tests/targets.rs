@@ -6,11 +6,14 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use qrvsa_api::*;
+use qrvsa_core::device;
+use qrvsa_core::vhdx::{ConvertSource, ConvertTarget, convert};
 use qrvsa_tgt::wire::{Code, Mode, Op, REPLY_BYTES, Request, decode_reply};
 use support::{PATIENCE, TestDaemon, eventually};
 
@@ -79,6 +82,17 @@ fn file(daemon: &TestDaemon, name: &str, bytes: u64) -> PathBuf {
     let path = daemon.dir.path().join(name);
     std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
     path
+}
+
+/// Takes a file as a pool does, if nobody has it.
+fn take(path: &Path) -> Option<Arc<dyn device::Device>> {
+    match device::open(path, device::OpenOptions { create_size: None, exclusive: true, read_only: false }) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            assert_eq!(e.kind(), qrvsa_core::ErrorKind::Busy, "{e}");
+            None
+        }
+    }
 }
 
 /// Lets the daemon fail, or succeed, in saving its targets.
@@ -255,6 +269,106 @@ fn a_medium_that_is_away_is_replaced() {
     assert_eq!(set(&daemon, "removable=0"), success);
     assert_ne!(set(&daemon, "path=/dev/zero"), success);
     assert_eq!(lun(&daemon, 1).source, LunSource::File(second));
+}
+
+#[test]
+fn a_file_is_the_disk_of_one_user() {
+    let daemon = TestDaemon::with_engine("tank");
+    target(&daemon);
+    let member = daemon.dir.path().join("tank0.img");
+    for read_only in [false, true] {
+        let options = LunOptions { read_only, ..LunOptions::default() };
+        let request = AddLun { lun: None, source: LunSource::File(member.clone()), options };
+        let error = daemon.client().add_lun(IQN, &request).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+    }
+    let new = format!("path={}", member.display());
+    assert_eq!(tgt(&daemon, Mode::LogicalUnit, Op::New, &new).0, Code::InvalidRequest.number());
+    assert_eq!(daemon.client().target(IQN).unwrap().luns, []);
+
+    let disk = file(&daemon, "disk", 256 << 20);
+    let link = daemon.dir.path().join("link");
+    std::os::unix::fs::symlink(&disk, &link).unwrap();
+    add(&daemon, 1, LunSource::File(disk.clone())).unwrap();
+    add(&daemon, 2, LunSource::File(link)).unwrap();
+    let pool = || {
+        let devices = vec![DeviceSpec { path: disk.clone(), size_bytes: None, vhdx: false }];
+        daemon.client().create_pool(&CreatePool { name: "lake".into(), devices, geometry: None, force: true })
+    };
+    for number in [1, 2] {
+        assert_eq!(pool().unwrap_err().kind, ErrorKind::Busy);
+        let source = ConvertSource::open(&file(&daemon, "raw", 1 << 20), true).unwrap();
+        let converted = convert(&source, &disk, &ConvertTarget::Raw, true, false, &mut |_, _| Ok(()));
+        assert_eq!(converted.unwrap_err().kind(), qrvsa_core::ErrorKind::Busy);
+        assert_eq!(disk.metadata().unwrap().len(), 256 << 20);
+        daemon.client().remove_lun(IQN, number).unwrap();
+    }
+    pool().unwrap();
+    assert_eq!(add(&daemon, 1, LunSource::File(disk.clone())).unwrap_err().kind, ErrorKind::Busy);
+}
+
+#[test]
+fn a_medium_is_claimed_until_the_next() {
+    let mut daemon = TestDaemon::start();
+    target(&daemon);
+    let (first, second) = (file(&daemon, "first", 1 << 20), file(&daemon, "second", 1 << 20));
+    add(&daemon, 1, LunSource::Empty).unwrap();
+    let set = |daemon: &TestDaemon, payload: &str| {
+        tgt(daemon, Mode::LogicalUnit, Op::Update, &format!("targetOps {payload}")).0 == Code::Success.number()
+    };
+    assert!(set(&daemon, "removable=1"));
+    assert!(set(&daemon, &format!("path={}", first.display())));
+    let busy = take(&second).unwrap();
+    assert!(!set(&daemon, &format!("path={}", second.display())));
+    assert_eq!(lun(&daemon, 1).source, LunSource::File(first.clone()));
+    assert!(take(&first).is_none());
+    drop(busy);
+    assert!(set(&daemon, &format!("path={}", second.display())));
+    eventually("the first is let go of", || take(&first).is_some());
+    assert!(take(&second).is_none());
+
+    // What somebody has taken meanwhile is waited for, not shared.
+    daemon.pool("tank");
+    daemon.stop();
+    daemon.world.missing_devices.lock().insert("/disks/tank0".into());
+    let busy = take(&second).unwrap();
+    daemon.restart();
+    let info = lun(&daemon, 1);
+    assert_eq!(info.state, LunState::Unavailable);
+    assert!(info.message.contains("in use"), "{info:?}");
+    drop(busy);
+    daemon.world.missing_devices.lock().clear();
+    assert_eq!(daemon.client().import(&ImportPools::default()).unwrap().imported.len(), 1);
+    assert_eq!(lun(&daemon, 1).state, LunState::Online);
+    assert!(take(&second).is_none());
+    daemon.client().destroy_target(IQN, true).unwrap();
+    eventually("the second is let go of", || take(&second).is_some());
+}
+
+#[test]
+fn a_portal_that_comes_later_is_served_then() {
+    let mut daemon = TestDaemon::start();
+    let port = target(&daemon);
+    daemon.stop();
+    let mut taken = None;
+    eventually("its port is somebody else's", || {
+        taken = TcpListener::bind(("127.0.0.1", port)).ok();
+        taken.is_some()
+    });
+    let error = |daemon: &TestDaemon| {
+        daemon.client().target(IQN).map_or_else(|e| e.to_string(), |target| target.portals[0].error.clone())
+    };
+    // The end does not wait for it either.
+    for _ in 0..2 {
+        daemon.restart();
+        eventually("that is told", || error(&daemon).contains("cannot listen"));
+        daemon.stop();
+    }
+    daemon.restart();
+    eventually("that is told", || error(&daemon).contains("cannot listen"));
+    drop(taken);
+    eventually("it listens", || error(&daemon).is_empty());
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
 }
 
 #[test]

@@ -186,7 +186,9 @@ fn state_after(path: &Path, error: ApiError) -> ApiError {
         return error;
     }
     let state = match std::fs::metadata(path) {
-        Ok(found) if found.file_type().is_block_device() => "it may hold a part of the disk only",
+        Ok(found) if found.file_type().is_block_device() && error.kind != ErrorKind::Busy => {
+            "it may hold a part of the disk only"
+        }
         Ok(_) => "it was not changed",
         Err(_) => "it was not made",
     };

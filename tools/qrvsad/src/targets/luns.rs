@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use qrvsa_api::{AddLun, ApiError, ErrorKind, LunInfo, LunSource};
-use qrvsa_iscsi::backing::{Backing, FileBacking, FileOptions, NullBacking};
+use qrvsa_iscsi::backing::{Backing, FileOptions, NullBacking};
 use qrvsa_iscsi::scsi::{ModePage, UnitConfig};
 
 use super::below::{Below, PlainBelow, path_now};
@@ -180,10 +180,7 @@ impl Targets {
                     direct: false,
                     thin: lun.options.thin.unwrap_or(false),
                 };
-                let backing = FileBacking::open(path, options).map_err(|e| {
-                    ApiError::not_found(format!("cannot use {e}")).with_hint("name an existing file or block device")
-                })?;
-                Ok((Arc::new(backing), BLOCK))
+                Ok((Arc::new(self.files.open(path, options)?), BLOCK))
             }
             LunSource::Vhdx(path) => {
                 let path = below.own.as_ref().map_or_else(|| path.clone(), |(_, path)| path.clone());

@@ -11,6 +11,8 @@
 //!  vhdx      a VHDX file as storage
 //!  places    which file of our own filesystems a path leads to
 //!  below     such a file as storage
+//!  claims    other files and block devices as storage
+//!  portals   where initiators come in
 //!  tgt       tgt's management protocol: requests, and the text of its answers
 //! ```
 //!
@@ -24,11 +26,13 @@
 
 mod access;
 mod below;
+mod claims;
 mod keep;
 mod leaving;
 mod luns;
 pub mod model;
 pub mod places;
+mod portals;
 mod report;
 pub mod tgt;
 mod vhdx;
@@ -38,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -75,6 +80,10 @@ pub struct Targets {
     changing: Mutex<()>,
     running: RwLock<BTreeMap<u32, Running>>,
     portal_errors: Mutex<BTreeMap<SocketAddr, String>>,
+    /// Ends the thread that tries those portals again, while there is one.
+    portal_retry: Mutex<Option<Sender<()>>>,
+    /// Claims on files and block devices outside of pools.
+    files: claims::FileClaims,
     /// Where filesystems are mounted, or will be.
     roots: Roots,
     /// What the file remembered, from the start of the daemon until the targets serve.
@@ -159,6 +168,8 @@ impl Targets {
             changing: Mutex::default(),
             running: RwLock::default(),
             portal_errors: Mutex::default(),
+            portal_retry: Mutex::default(),
+            files: claims::FileClaims::default(),
             roots,
             remembered: Mutex::default(),
             held: Mutex::default(),
@@ -316,6 +327,7 @@ impl Targets {
     /// From now on nothing changes, and targets that are being brought back are left.
     pub fn begin_stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        self.portal_retry.lock().take();
     }
 
     /// Ends all service: initiators are asked to log out, everything acknowledged is made durable, storage is closed. What is
@@ -431,50 +443,6 @@ impl Targets {
                 tracing::warn!("iSCSI: {e}");
             }
         }
-    }
-
-    /// The portals of targets without portals of their own.
-    fn shared_portals(&self, model: &Model) -> Vec<SocketAddr> {
-        self.defaults.iter().chain(&model.portals).copied().collect()
-    }
-
-    fn portals_of(&self, model: &Model, target: &model::Target) -> Vec<SocketAddr> {
-        if target.portals.is_empty() { self.shared_portals(model) } else { target.portals.clone() }
-    }
-
-    fn apply_portals(&self, model: &Model, strict: bool) -> Result<()> {
-        let mut wanted: BTreeSet<SocketAddr> =
-            model.targets.values().flat_map(|target| self.portals_of(model, target)).collect();
-        // Added by name, they listen at once, as tgt's do.
-        wanted.extend(&model.portals);
-        let there: BTreeSet<SocketAddr> = self.service.portals().iter().map(|portal| portal.address).collect();
-        for address in there.difference(&wanted) {
-            self.service.remove_portal(*address).map_err(|e| from_service(&e))?;
-            tracing::info!("iSCSI: no longer listening on {address}");
-        }
-        self.portal_errors.lock().retain(|address, _| wanted.contains(address));
-        let mut added = Vec::new();
-        for address in wanted.difference(&there) {
-            match self.service.add_portal(*address, GROUP_TAG) {
-                Ok(_) => {
-                    tracing::info!("iSCSI: listening on {address}");
-                    self.portal_errors.lock().remove(address);
-                    added.push(*address);
-                }
-                // One that failed before is no reason to refuse an unrelated change.
-                Err(e) if strict && !self.portal_errors.lock().contains_key(address) => {
-                    for address in added {
-                        let _ = self.service.remove_portal(address);
-                    }
-                    return Err(from_service(&e));
-                }
-                Err(e) => {
-                    tracing::error!("iSCSI: {e}");
-                    self.portal_errors.lock().insert(*address, e.text);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn target_config(&self, model: &Model, tid: u32, target: &model::Target) -> Result<TargetConfig> {
