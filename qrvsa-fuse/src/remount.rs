@@ -31,14 +31,54 @@ pub fn remount(directory: &Path, list: &str) -> Result<()> {
         fail!(Invalid, "{}: a mount of type {}, not {}", path.display(), entry.fs_type, crate::FS_TYPE);
     }
     let current = current_flags(&entry.mount_options, &entry.super_options);
-    let flags = remount_flags(current, list)? | MsFlags::MS_REMOUNT;
-    match nix::mount::mount(None::<&Path>, &path, None::<&Path>, flags, None::<&Path>) {
+    set_flags(&path, remount_flags(current, list)?)
+}
+
+fn set_flags(path: &Path, flags: MsFlags) -> Result<()> {
+    match nix::mount::mount(None::<&Path>, path, None::<&Path>, flags | MsFlags::MS_REMOUNT, None::<&Path>) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::EBUSY) => {
             fail!(Busy, "{}: files are open for writing", path.display())
         }
         Err(errno) => Err(Error::new(ErrorKind::Posix(errno), format!("remounting {}", path.display()))),
     }
+}
+
+/// Gives the mount of ours at `directory`, which has the options `before`, those of `wanted`: all flags, those that somebody
+/// has changed since too.
+///
+/// # Errors
+/// `NotFound`: no such mount. `Invalid`: they differ in what only a new mount can have. `Busy`: read-only was asked for while
+/// files are open for writing. `Posix`: what mount(2) says.
+pub fn change(directory: &Path, before: &MountOptions, wanted: &MountOptions) -> Result<()> {
+    only_flags(before, wanted)?;
+    let Some(entry) = mountinfo::topmost_at(directory)?.filter(|entry| entry.is_ours(&wanted.fs_name)) else {
+        fail!(NotFound, "{}: {} is not mounted there", directory.display(), wanted.fs_name);
+    };
+    if current_flags(&entry.mount_options, &entry.super_options) == wanted.flags() {
+        return Ok(());
+    }
+    set_flags(directory, wanted.flags())
+}
+
+/// Refuses what the kernel cannot change, or what the session is told at its beginning only.
+fn only_flags(before: &MountOptions, wanted: &MountOptions) -> Result<()> {
+    let moves_flag = (before.flags() ^ wanted.flags()).intersects(MsFlags::MS_NOATIME | MsFlags::MS_STRICTATIME);
+    let differs = [
+        ("allow_other", before.allow_other != wanted.allow_other),
+        ("sync", before.sync != wanted.sync),
+        ("dirsync", before.dirsync != wanted.dirsync),
+        ("threads", before.threads != wanted.threads),
+        ("readahead", before.readahead_kib != wanted.readahead_kib),
+        ("max_background", before.max_background != wanted.max_background),
+        // the kernel has no flag for "as the filesystem is set"
+        ("atime", before.atime != wanted.atime && (wanted.atime.is_none() || !moves_flag)),
+    ];
+    let names: Vec<&str> = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    if !names.is_empty() {
+        fail!(Invalid, "a remount cannot change {}; unmount it and mount it again", names.join(", "));
+    }
+    Ok(())
 }
 
 /// The flags a mount has, from its line in mountinfo.
@@ -107,6 +147,30 @@ mod tests {
         let flags = remount_flags(flags, "remount,ro,noatime").unwrap();
         assert_eq!(flags, MsFlags::MS_NOSUID | MsFlags::MS_NOATIME | MsFlags::MS_RDONLY);
         assert_eq!(remount_flags(flags, "rw,suid,strictatime").unwrap(), MsFlags::MS_STRICTATIME);
+    }
+
+    #[test]
+    fn what_only_a_new_mount_can_have_is_named() {
+        let check = |before: &str, wanted: &str| {
+            let parse = |list: &str| MountOptions::parse("tank", list).unwrap();
+            only_flags(&parse(before), &parse(wanted)).map_err(|e| e.to_string())
+        };
+        for (before, wanted) in
+            [("", "ro,nosuid,nodev,noexec,nodiratime"), ("user", ""), ("", "noatime"), ("threads=3,ro", "threads=3")]
+        {
+            assert_eq!(check(before, wanted), Ok(()), "{before} to {wanted}");
+        }
+        for (before, wanted, part) in [
+            ("", "threads=3,readahead=0,ro", "threads, readahead;"),
+            ("noallow_other", "", "allow_other"),
+            ("sync", "dirsync", "sync, dirsync"),
+            ("noatime", "", "atime"),
+            ("", "relatime", "atime"),
+            ("max_background=3", "", "max_background"),
+        ] {
+            let error = check(before, wanted).unwrap_err();
+            assert!(error.contains(part) && error.contains("mount it again"), "{error}");
+        }
     }
 
     #[test]

@@ -112,6 +112,48 @@ def test_fstab(t):
 
 
 @options(seconds=90)
+def test_fstab_options_that_changed(t):
+    """An fstab entry with other options than the mount that the daemon has restored: they hold, now and after a restart, or
+    the helper exits with 32 and says which a remount cannot change."""
+    daemon, pool, directory = prepared(t)
+    fstab = t.path("fstab")
+
+    def entry_and_mount(opts, ok=True):
+        with open(fstab, "w") as f:
+            f.write("tank %s fuse.qrvsa noauto,%s 0 0\n" % (directory, opts))
+        return run(["/bin/mount", "-T", fstab, directory], env=environment(daemon), ok=ok)
+
+    def in_force():
+        return set(entry(directory)[3].split(",")) & {"ro", "rw", "nosuid", "noatime", "relatime"}
+
+    entry_and_mount("defaults")
+    write_file(os.path.join(directory, "f"), b"x")
+    daemon.restart()
+    wait_for(lambda: is_mounted(directory), 30, "the mount to come back")
+    same(in_force(), {"rw", "relatime"}, "options in force")
+    entry_and_mount("ro,nosuid")
+    same(in_force(), {"ro", "nosuid", "relatime"}, "options in force")
+    refuses(errno.EROFS, os.mkdir, os.path.join(directory, "d"))
+    daemon.restart()
+    wait_for(lambda: is_mounted(directory), 30, "the mount to come back")
+    same(in_force(), {"ro", "nosuid", "relatime"}, "options after a restart")
+    result = entry_and_mount("ro,threads=3", ok=False)
+    same(result.rc, 32, "exit status")
+    check("threads" in result.err and "mount it again" in result.err, "not told: %s", result)
+    same(in_force(), {"ro", "nosuid", "relatime"}, "options after a refusal")
+    # somebody's remount counts as well
+    run(["/bin/mount", "-o", "remount,rw,suid", directory], env=environment(daemon))
+    entry_and_mount("ro,nosuid")
+    same(in_force(), {"ro", "nosuid", "relatime"}, "options in force")
+    entry_and_mount("noatime")
+    same(in_force(), {"rw", "noatime"}, "options in force")
+    with open(os.path.join(directory, "f"), "w"):
+        result = entry_and_mount("ro,noatime", ok=False)
+        check(result.rc == 32 and "open for writing" in result.err, "read-only beside a writer: %s", result)
+    run(["/bin/umount", directory])
+
+
+@options(seconds=90)
 def test_remount(t):
     """remount,ro makes writing EROFS, remount,rw brings it back; ro, nosuid, nodev, relatime, strictatime, lazytime, dev, suid are taken."""
     daemon, pool, directory = prepared(t)

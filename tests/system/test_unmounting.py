@@ -212,3 +212,31 @@ def test_unmount_says_what_could_not_be_stored(t):
     same(daemon.json("mount"), [], "mounts")
     check(daemon.alive(), "the daemon is gone")
     daemon.cli("pool", "export", "--force", "tank", ok=False)
+
+
+@options(seconds=120)
+def test_a_suspended_pool_is_exported_with_its_mount(t):
+    """A pool that has stopped writing is exported without force, mounted as it is; with its devices back it is imported and mounted
+    again by hand, with what was acknowledged."""
+    daemon = Daemon(t).start()
+    pool = daemon.pool(geometry=(1, 0), size=GIB)
+    pool.mount()
+    write_file(os.path.join(pool.mountpoint, "f"), b"x" * 100000)
+    daemon.cli("pool", "sync", "tank")
+    copies = t.mkdir("copies")
+    for device in pool.devices:
+        run(["cp", "--sparse=always", device, copies])
+    write_file(os.path.join(pool.mountpoint, "g"), b"y" * 100000)
+    for device in pool.devices:
+        os.truncate(device, 0)
+    wait_for(lambda: daemon.cli("pool", "sync", "tank", ok=False).rc != 0, 60, "the pool to stop writing")
+    line = daemon.refused("restart the daemon", "fs", "create", "tank/more")
+    t.step("%s", line)
+    daemon.cli("pool", "export", "tank", timeout=SECONDS * 2)
+    check(not is_mounted(pool.mountpoint), "it is still mounted")
+    same((daemon.json("mount"), daemon.json("pool", "list")), ([], []), "mounts and pools")
+    for device in pool.devices:
+        run(["cp", "--sparse=always", os.path.join(copies, os.path.basename(device)), device])
+    daemon.cli("pool", "import", "--search", os.path.dirname(pool.devices[0]), "tank")
+    daemon.cli("mount", "tank", pool.mountpoint)
+    same(os.path.getsize(os.path.join(pool.mountpoint, "f")), 100000, "size of what was synced")

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, umount2};
 use qrvsa_core::ErrorKind;
 use qrvsa_core::fs::AtimeMode;
 use qrvsa_core::fs::ops::MountAtime;
-use qrvsa_fuse::remount::remount;
+use qrvsa_fuse::remount::{change, remount};
 use qrvsa_fuse::{Exit, MountOptions, Unmount, mount};
 
 use crate::support::memfs::MemFs;
@@ -344,6 +344,31 @@ fn read_only_from_the_start_and_remounted() {
     f.write_at(b"z", 0).unwrap();
     drop(f);
     remount(m.root(), "ro").unwrap();
+}
+
+#[test]
+fn a_mount_is_given_other_options_as_far_as_a_remount_can() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::new();
+    let at = m.root().canonicalize().unwrap();
+    let options = |list: &str| MountOptions::parse(m.mount.fs_name(), list).unwrap();
+    change(&at, &options(""), &options("ro,nosuid")).unwrap();
+    assert!(mount_line(&at).unwrap().contains(" ro,nosuid,relatime"), "{:?}", mount_line(&at));
+    assert_eq!(errno(fs::write(m.path("a"), "x")), libc::EROFS);
+    // all of them: what somebody has changed since, too
+    remount(&at, "rw,suid,noexec").unwrap();
+    change(&at, &options("ro,nosuid"), &options("ro,nosuid")).unwrap();
+    assert!(mount_line(&at).unwrap().contains(" ro,nosuid,relatime"), "{:?}", mount_line(&at));
+    let refused = change(&at, &options("ro,nosuid"), &options("rw,threads=3")).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Invalid && refused.to_string().contains("threads"), "{refused}");
+    assert_eq!(errno(fs::write(m.path("a"), "x")), libc::EROFS);
+    let other = MountOptions::parse("testpool/elsewhere", "").unwrap();
+    assert_eq!(change(&at, &other, &other).unwrap_err().kind(), ErrorKind::NotFound);
+    change(&at, &options("ro,nosuid"), &options("")).unwrap();
+    let _writer = fs::File::create(m.path("a")).unwrap();
+    assert_eq!(change(&at, &options(""), &options("ro")).unwrap_err().kind(), ErrorKind::Busy);
 }
 
 #[test]

@@ -283,6 +283,15 @@ impl Client {
         self.post(routes::MOUNTS, request)
     }
 
+    /// Gives a mount that serves other options, now and after a restart of the daemon.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for an option that does not exist, or that only a new mount can have; `Busy` to make it read-only
+    /// while files are open for writing.
+    pub fn update_mount(&self, id: u64, change: &UpdateMount) -> Result<MountInfo, ApiError> {
+        self.call(Method::PATCH, &routes::mount(id), Some(change))
+    }
+
     /// Unmounts; `lazy` also while it is in use.
     ///
     /// # Errors

@@ -89,7 +89,10 @@ impl ErrorKind {
             ErrorKind::Io => "`qrvsa pool status` shows which device failed",
             ErrorKind::Corrupt => "`qrvsa pool status` lists damaged files; restore them from a backup",
             ErrorKind::Degraded => "bring the missing devices back, then `qrvsa pool online`",
-            ErrorKind::Suspended => "bring the failed devices back, then `qrvsa pool export` and `qrvsa pool import`",
+            ErrorKind::Suspended => {
+                "bring the failed devices back, then restart the daemon; or `qrvsa pool export` and `qrvsa pool import`, \
+                 which want the pool's LUNs removed"
+            }
             ErrorKind::ReadOnly => "mount or import it writable first",
             ErrorKind::Unsupported => "use a newer version of this program",
             ErrorKind::Forbidden => "run the command as root",

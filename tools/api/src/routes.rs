@@ -32,6 +32,7 @@
 //! | `GET /v1/jobs`, `GET /v1/jobs/{id}` | | [`JobInfo`](crate::JobInfo), one or a list |
 //! | `GET /v1/mounts` | | list of [`MountInfo`](crate::MountInfo) |
 //! | `POST /v1/mounts` | [`MountRequest`](crate::MountRequest) | 201 [`MountInfo`](crate::MountInfo) |
+//! | `PATCH /v1/mounts/{id}` | [`UpdateMount`](crate::UpdateMount) | [`MountInfo`](crate::MountInfo) |
 //! | `DELETE /v1/mounts/{id}?lazy=` | | 204 |
 //! | `GET /v1/targets` | | list of [`TargetInfo`](crate::TargetInfo) |
 //! | `POST /v1/targets` | [`CreateTarget`](crate::CreateTarget) | 201 [`TargetInfo`](crate::TargetInfo) |

@@ -166,7 +166,7 @@ pub struct ImportPools {
     /// Only this pool; without a name, every pool found that is not imported.
     #[serde(default)]
     pub name: Option<String>,
-    /// Import although the pool seems to be in use elsewhere.
+    /// Has no effect: there is nothing that it could override. Nothing keeps two machines from importing one pool at once.
     #[serde(default)]
     pub force: bool,
 }
@@ -396,6 +396,9 @@ pub struct PoolStatus {
     /// The rebuild under way.
     #[serde(default)]
     pub rebuild: Option<JobInfo>,
+    /// The last rebuild, if it failed and what it should have filled still waits for it. The next import begins another.
+    #[serde(default)]
+    pub failed_rebuild: Option<JobInfo>,
     /// The last scrub that ended.
     #[serde(default)]
     pub last_scrub: Option<JobInfo>,
@@ -476,9 +479,12 @@ pub struct JobInfo {
     /// Errors found so far.
     #[serde(default)]
     pub errors_found: u64,
-    /// Of these, repaired.
+    /// Of these, repaired. Of a rebuild 0: what it cannot read in one place it computes from others.
     #[serde(default)]
     pub repaired: u64,
+    /// Units lost for good.
+    #[serde(default)]
+    pub lost: u64,
     /// Start, seconds since the epoch.
     #[serde(default)]
     pub started_unix_s: i64,
@@ -669,6 +675,14 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// Mount options as after `-o`, one per element: `ro`, `noatime`, `threads=8`. Options for other programs (`x-*`,
     /// `_netdev`, `nofail`, ...) are left out by the client.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// Changes a mount that serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateMount {
+    /// The options it is to have from now on, and after a restart: all of them, as in [`MountRequest`].
     #[serde(default)]
     pub options: Vec<String>,
 }

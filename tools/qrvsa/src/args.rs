@@ -160,7 +160,8 @@ pub enum Pool {
         /// Where to look besides the daemon's own list; may be given several times.
         #[arg(long, value_name = "DIR", action = ArgAction::Append)]
         search: Vec<PathBuf>,
-        /// Import although the pool seems to be in use elsewhere.
+        /// Accepted for scripts, without effect. Nothing keeps two machines from importing one pool at once: see to it that
+        /// no other one uses its devices.
         #[arg(long, short)]
         force: bool,
         /// The pool.

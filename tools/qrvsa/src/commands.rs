@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use qrvsa_api::{
-    ApiError, Client, CreateFs, CreatePool, CreateVolume, ErrorKind, ImportPools, JobInfo, JobKind, JobState,
+    ApiError, Client, CreateFs, CreatePool, CreateVolume, ErrorKind, Failure, ImportPools, JobInfo, JobKind, JobState,
     MountInfo, MountRequest, MountState, ReplaceDevice, ResizeVolume, ScrubAction,
 };
 use serde::Serialize;
@@ -136,7 +136,12 @@ impl Session {
                 for failure in &result.failed {
                     eprintln!("qrvsa: {}: {}", clean(&failure.name), failure.error);
                 }
-                Ok(result.failed.first().map_or(0, |failure| failure.error.kind.exit_code()))
+                // The pool that was asked for is here: what else has its name is told of, and that is all.
+                let done = |failure: &Failure| {
+                    name.as_ref() == Some(&failure.name) && result.imported.iter().any(|pool| pool.name == failure.name)
+                };
+                let failed = result.failed.iter().find(|failure| !done(failure));
+                Ok(failed.map_or(0, |failure| failure.error.kind.exit_code()))
             }
             Pool::Offline { name, device } => {
                 let status = client.offline(name, &paths::device_ref(device)?)?;
@@ -329,6 +334,8 @@ fn job_exit_code(job: &JobInfo) -> u8 {
     let problems = match (job.kind, &job.report) {
         (JobKind::Check, Some(report)) => !report.problems.is_empty(),
         (JobKind::Check, None) => false,
+        // What it could not read in one place it has computed from others, or counted as lost.
+        (JobKind::Rebuild, _) => job.lost > 0,
         _ => job.errors_found > job.repaired,
     };
     match (job.state, job.kind) {
@@ -371,6 +378,8 @@ mod tests {
             (r#"{"kind":"check","state":"stopped"}"#, 1),
             (r#"{"kind":"scrub","state":"finished","errors_found":3,"repaired":3}"#, 0),
             (r#"{"kind":"scrub","state":"finished","errors_found":3,"repaired":2}"#, 4),
+            (r#"{"kind":"rebuild","state":"finished","errors_found":3}"#, 0),
+            (r#"{"kind":"rebuild","state":"finished","errors_found":3,"lost":1}"#, 4),
             (r#"{"kind":"rebuild","state":"failed"}"#, 1),
             (r#"{"kind":"rebuild","state":"from_the_future"}"#, 1),
         ] {

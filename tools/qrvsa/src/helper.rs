@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use qrvsa_api::names::FsName;
-use qrvsa_api::{ApiError, Client, DEFAULT_SOCKET, ErrorKind, MountRequest, MountState, SOCKET_ENV};
+use qrvsa_api::{ApiError, Client, DEFAULT_SOCKET, ErrorKind, MountRequest, MountState, SOCKET_ENV, UpdateMount};
 
 use crate::paths;
 
@@ -84,15 +84,21 @@ fn mount(request: &Request) -> Result<(), ApiError> {
             Err(e) if e.kind == ErrorKind::Busy => e,
             Err(e) => return Err(e),
         };
-        let listed = client.mounts()?.into_iter().any(|mount| {
+        let listed = client.mounts()?.into_iter().find(|mount| {
             mount.source == wanted.source && mount.mountpoint == wanted.mountpoint && mount.state == MountState::Mounted
         });
         let there = is_mount_point(&wanted.mountpoint);
-        // At boot the daemon has restored its mounts before fstab is read; then there is nothing left to do.
-        if listed && there {
-            return Ok(());
+        // At boot the daemon has restored its mounts before fstab is read. What is there is what was asked for, but for the
+        // options, which are those of the last time.
+        if let Some(mount) = listed.as_ref().filter(|_| there) {
+            let change = UpdateMount { options: wanted.options };
+            return match client.update_mount(mount.id, &change) {
+                // It has just ended: what comes next sees that.
+                Err(e) if e.kind == ErrorKind::NotFound => Err(error),
+                changed => changed.map(drop),
+            };
         }
-        if there || begin.elapsed() > if listed { ENDING } else { PATIENCE } {
+        if there || begin.elapsed() > if listed.is_some() { ENDING } else { PATIENCE } {
             return Err(error);
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -76,6 +76,12 @@ fn job_errors(job: &JobInfo) -> String {
         JobKind::Check if job.errors_found == 0 => "no problems".to_owned(),
         JobKind::Check => plural(job.errors_found, "problem"),
         _ if job.errors_found == 0 => "no errors".to_owned(),
+        JobKind::Rebuild if job.lost == 0 => {
+            format!("{}, nothing lost", plural(job.errors_found, "error"))
+        }
+        JobKind::Rebuild => {
+            format!("{}, {} lost", plural(job.errors_found, "error"), plural(job.lost, "unit"))
+        }
         _ => format!("{} found, {} repaired", plural(job.errors_found, "error"), job.repaired),
     }
 }
@@ -173,6 +179,10 @@ pub fn status(pool: &PoolStatus) -> String {
         }
         if let Some(job) = &pool.rebuild {
             lines.push(("rebuild", format!("{}, {}", job.state, job_progress(job))));
+        } else if let Some(job) = &pool.failed_rebuild {
+            let when = format_time(job.finished_unix_s.unwrap_or(job.started_unix_s));
+            let again = "export and import the pool, or restart the daemon, to begin it again";
+            lines.push(("rebuild", format!("failed {when}: {}; {again}", clean(&job.message))));
         }
         lines.push(("txg", pool.txg.to_string()));
     }
@@ -419,6 +429,24 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_rebuild_that_failed() {
+        let text = status(&pool(
+            r#"{"name":"tank","state":"DEGRADED","message":"the last rebuild failed: no answer",
+            "failed_rebuild":{"id":"j","kind":"rebuild","pool":"tank","state":"failed","message":"no answer",
+              "finished_unix_s":60}}"#,
+        ));
+        let part =
+            "rebuild: failed 1970-01-01 00:01:00 UTC: no answer; export and import the pool, or restart the daemon";
+        assert!(text.contains(part), "{text}");
+        for (json, said) in [(r#""lost":0"#, "3 errors, nothing lost"), (r#""lost":1"#, "3 errors, 1 unit lost")] {
+            let json =
+                format!(r#"{{"id":"j","kind":"rebuild","pool":"tank","state":"finished","errors_found":3,{json}}}"#);
+            let text = job_end(&serde_json::from_str(&json).unwrap());
+            assert!(text.ends_with(said), "{text}");
+        }
     }
 
     #[test]

@@ -148,6 +148,12 @@ fn importing_says_what_failed() {
     let ran = qrvsa(&daemon, &["pool", "import", "--search", "/"]);
     ran.fails(8, &["lake", "too few devices"]);
     assert_eq!(ran.out, "pool tank imported: ONLINE\n");
+    // what was asked for is here: another pool of its name is told of, and no failure
+    qrvsa(&daemon, &["pool", "export", "tank"]).works();
+    daemon.world.namesakes.lock().insert("tank".into());
+    let ran = qrvsa(&daemon, &["pool", "import", "--search", "/", "tank"]);
+    ran.fails(0, &["tank: another pool named tank"]);
+    assert_eq!(ran.out, "pool tank imported: ONLINE\n");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!
 //! Arguments are checked for form before they arrive (names, geometries); whether they make sense is the engine's part.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +43,8 @@ pub struct ImportRequest {
     pub name: Option<String>,
     /// Only the pool of this id (hexadecimal digits); another pool of the same name is not taken for it.
     pub id: Option<String>,
-    /// Import although the pool seems to be in use elsewhere.
-    pub force: bool,
+    /// Ids of pools by name: another pool of such a name is not imported.
+    pub known: BTreeMap<String, String>,
 }
 
 /// What an import did.
@@ -51,8 +52,11 @@ pub struct ImportRequest {
 pub struct ImportOutcome {
     /// Names of the pools imported.
     pub imported: Vec<String>,
-    /// Pools found that could not be imported, and why. Only without a name in the request; with one, the import fails.
+    /// Pools found that could not be imported, and why. With a name in the request only if another pool of that name was
+    /// imported; else the import fails.
     pub failed: Vec<(String, qrvsa_core::Error)>,
+    /// Pools found that were left alone because their name belongs to another, and why.
+    pub namesakes: Vec<(String, qrvsa_core::Error)>,
 }
 
 /// How far a check is.
@@ -92,7 +96,8 @@ pub trait Engine: Send + Sync + 'static {
     fn status(&self, pool: &str) -> Result<PoolStatus>;
 
     /// Imports. With a name: `NotFound` when it is nowhere, `Exists` when it is imported already, `Degraded` when too few
-    /// of its devices are there, `NeedsForce` when it seems to be in use elsewhere.
+    /// of its devices are there, `Busy` when one of them is in use on this machine. Nothing keeps two machines from
+    /// importing one pool at once.
     fn import(&self, request: &ImportRequest) -> Result<ImportOutcome>;
 
     /// Makes everything durable, marks the pool as cleanly exported and lets go of its devices. Filesystem handles that

@@ -73,6 +73,7 @@ impl Checks {
                     eta_s: None,
                     errors_found: 0,
                     repaired: 0,
+                    lost: 0,
                     started_unix_s: unix_now_s(),
                     finished_unix_s: None,
                     message: if deep { "deep: metadata and data".to_owned() } else { "metadata".to_owned() },

@@ -45,6 +45,10 @@ pub trait Mounter: Send + Sync + 'static {
     /// that. `Invalid` for an option that does not exist.
     fn mount(&self, ops: Arc<dyn Operations>, spec: &MountSpec<'_>, on_exit: OnExit) -> Result<Arc<dyn ActiveMount>>;
 
+    /// Gives a mount that serves the options of `spec`; `before` are those it has. `Invalid` for an option that does not exist,
+    /// or that only a new mount can have; `Busy` to make it read-only while files are open for writing.
+    fn remount(&self, spec: &MountSpec<'_>, before: &[String]) -> Result<()>;
+
     /// Whether a mount is there whose server is gone ("Transport endpoint is not connected").
     fn is_stale(&self, mountpoint: &Path) -> bool {
         host::is_stale_mount(mountpoint)

@@ -30,6 +30,11 @@ impl Mounter for FuseMounter {
         });
         Ok(Arc::new(FuseMount(mount)))
     }
+
+    fn remount(&self, spec: &MountSpec<'_>, before: &[String]) -> Result<()> {
+        let parse = |options: &[String]| MountOptions::parse(spec.source, &options.join(","));
+        qrvsa_fuse::remount::change(spec.mountpoint, &parse(before)?, &parse(spec.options)?)
+    }
 }
 
 impl ActiveMount for FuseMount {

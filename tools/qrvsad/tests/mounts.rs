@@ -184,7 +184,9 @@ fn a_refused_export_takes_no_mount_away_for_good() {
     }
     // unmounted, but not all of it stored
     daemon.world.losing.lock().insert(at.clone());
-    assert_eq!(daemon.client().export_pool("tank", false).unwrap_err().kind, ErrorKind::Io);
+    let error = daemon.client().export_pool("tank", false).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io);
+    assert!(error.message.contains("mounted again"), "{error}");
     assert_eq!(daemon.client().mounts().unwrap()[0].state, MountState::Mounted);
     assert_eq!(daemon.remembered().1, [at]);
 }
@@ -202,6 +204,53 @@ fn an_unmount_that_could_not_store_everything_says_so() {
     assert_eq!((client.mounts().unwrap(), daemon.remembered().1.len()), (vec![], 0));
     daemon.mount("tank", &at).unwrap();
     client.export_pool("tank", true).unwrap();
+}
+
+/// Once it has stopped writing, there is nothing that an export could still store; the way on is an export and an import.
+#[test]
+fn a_suspended_pool_is_exported_with_its_mounts() {
+    let daemon = TestDaemon::start();
+    let at = daemon.mountpoint("mnt");
+    daemon.world.losing.lock().insert(at.clone());
+    daemon.world.suspended.lock().insert("tank".into());
+    for destroy in [false, true] {
+        daemon.pool("tank");
+        daemon.mount("tank", &at).unwrap();
+        let client = daemon.client();
+        // what is in use still needs force
+        daemon.world.busy.lock().insert(at.clone());
+        assert_eq!(client.export_pool("tank", false).unwrap_err().kind, ErrorKind::Busy);
+        daemon.world.busy.lock().clear();
+        if destroy { client.destroy_pool("tank", true) } else { client.export_pool("tank", false) }.unwrap();
+        assert_eq!((daemon.world.mounted(), client.mounts().unwrap()), (vec![], vec![]));
+        assert_eq!(client.pool("tank").unwrap_err().kind, ErrorKind::NotFound);
+        daemon.world.used_devices.lock().clear();
+    }
+}
+
+#[test]
+fn options_of_a_mount_are_changed_and_remembered() {
+    let mut daemon = TestDaemon::start();
+    daemon.pool("tank");
+    let at = daemon.mountpoint("mnt");
+    let info = daemon.mount("tank", &at).unwrap();
+    let options = |list: &[&str]| UpdateMount { options: list.iter().map(ToString::to_string).collect() };
+    let changed = daemon.client().update_mount(info.id, &options(&["nosuid", "nodev"])).unwrap();
+    assert_eq!((changed.state, changed.options.join(",").as_str()), (MountState::Mounted, "nosuid,nodev"));
+    for (id, list, kind, part) in [
+        (info.id, ["threads=3"], ErrorKind::Invalid, "cannot change threads"),
+        (info.id, ["a,b"], ErrorKind::Invalid, "not valid"),
+        (info.id + 1, ["ro"], ErrorKind::NotFound, "no mount"),
+    ] {
+        let error = daemon.client().update_mount(id, &options(&list)).unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert_eq!(daemon.client().mounts().unwrap(), [changed]);
+    daemon.crash();
+    daemon.restart();
+    assert_eq!(daemon.client().mounts().unwrap()[0].state, MountState::Mounted);
+    assert_eq!(daemon.world.mounted(), [format!("tank on {} (nosuid,nodev)", at.display())]);
 }
 
 #[test]

@@ -142,6 +142,29 @@ fn a_pool_that_cannot_be_imported_waits() {
     assert!(client.mounts().unwrap().iter().all(|m| m.state == MountState::Mounted));
 }
 
+/// Mounts and units wait for the pool that is remembered, and for no other one of its name.
+#[test]
+fn a_waiting_pool_is_looked_for_by_its_id() {
+    let (mut daemon, _) = two_pools_mounted();
+    daemon.crash();
+    daemon.world.missing_devices.lock().insert("/disks/lake0".into());
+    daemon.restart();
+    for name in [None, Some("lake".to_owned())] {
+        let import = ImportPools { search: vec![], name, force: false };
+        let _ = daemon.client().import(&import);
+        let asked = daemon.world.imports.lock().last().unwrap().clone();
+        assert_eq!(asked.known, [("lake".to_owned(), "4".to_owned())].into());
+    }
+    // a device of another pool of the name neither keeps it away nor counts as its failure
+    daemon.world.missing_devices.lock().clear();
+    daemon.world.namesakes.lock().insert("lake".into());
+    let import = ImportPools { search: vec![], name: Some("lake".into()), force: false };
+    let result = daemon.client().import(&import).unwrap();
+    assert_eq!((result.imported[0].name.as_str(), result.failed[0].error.kind), ("lake", ErrorKind::Exists));
+    assert_eq!(daemon.client().pool("lake").unwrap().summary.state, PoolState::Online);
+    assert!(daemon.client().mounts().unwrap().iter().all(|m| m.state == MountState::Mounted));
+}
+
 #[test]
 fn importing_without_a_name_tries_the_waiting_pools_too() {
     let (mut daemon, _) = two_pools_mounted();

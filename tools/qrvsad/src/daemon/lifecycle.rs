@@ -1,5 +1,6 @@
 //! Beginning and end of the daemon's life: everything that should exist comes back, and everything is left clean.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ impl Daemon {
             search: self.config.search_dirs.clone(),
             name: Some(pool.name.clone()),
             id: Some(pool.id.clone()).filter(|id| !id.is_empty()),
-            force: false,
+            known: BTreeMap::new(),
         };
         // A pool whose import brings the engine down must not keep the other pools from being served.
         let imported = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.engine.import(&request)));

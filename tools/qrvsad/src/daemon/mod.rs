@@ -247,6 +247,7 @@ impl Daemon {
                     devices: Vec::new(),
                     scrub: None,
                     rebuild: None,
+                    failed_rebuild: None,
                     last_scrub: None,
                     damaged_files: Vec::new(),
                     warnings: std::iter::once(format!("not imported: {failure}"))
@@ -296,7 +297,7 @@ impl Daemon {
     /// Imports one pool, or all that are found, and restores their mounts.
     ///
     /// # Errors
-    /// `NotFound`, `Exists`, `NeedsForce`, `Degraded`.
+    /// `NotFound`, `Exists`, `Busy`, `Degraded`.
     pub fn import(self: &Arc<Self>, request: &ImportPools) -> Result<ImportResult, ApiError> {
         self.admit_change()?;
         for path in &request.search {
@@ -324,6 +325,7 @@ impl Daemon {
                 let mut error = result.api();
                 if let Err(e) = &mut error
                     && e.kind == ErrorKind::NotFound
+                    && e.hint == e.kind.default_hint()
                 {
                     *e = e.clone().with_hint("name the directory its devices are in with --search DIR");
                 }
@@ -336,11 +338,15 @@ impl Daemon {
             let error = from_core(&error);
             if let Some(known) = self.pools.lock().get_mut(&name)
                 && known.failure.is_some()
+                && !outcome.imported.contains(&name)
             {
                 known.failure = Some(error.clone());
             }
             answer.failed.push(Failure { name, error });
         }
+        // Of the pool that is known by the name they say nothing.
+        let namesakes = outcome.namesakes.into_iter();
+        answer.failed.extend(namesakes.map(|(name, error)| Failure { name, error: from_core(&error) }));
         for name in outcome.imported {
             let lock = self.pool_lock(&name);
             let _guard = lock.lock();
@@ -360,16 +366,18 @@ impl Daemon {
 
     fn import_request(&self, request: &ImportPools, name: Option<&String>) -> ImportRequest {
         let pools = self.pools.lock();
-        let missing = pools
+        let missing: Vec<_> = pools
             .iter()
             .filter(|(known, pool)| pool.failure.is_some() && name.is_none_or(|name| name == *known))
-            .flat_map(|(_, pool)| pool.devices.iter().cloned());
+            .collect();
+        let known = missing.iter().filter(|(_, pool)| !pool.id.is_empty());
         ImportRequest {
-            devices: missing.collect(),
+            devices: missing.iter().flat_map(|(_, pool)| pool.devices.iter().cloned()).collect(),
             search: request.search.iter().chain(&self.config.search_dirs).cloned().collect(),
             name: name.cloned(),
             id: None,
-            force: request.force,
+            // Its mounts and LUNs wait for the pool that is remembered, not for another of its name.
+            known: known.map(|(name, pool)| ((*name).clone(), pool.id.clone())).collect(),
         }
     }
 
@@ -450,8 +458,9 @@ impl Daemon {
             error = error.with_hint(format!(
                 "pool {pool} is not in service any more: `qrvsa pool import {pool}` brings it back"
             ));
-        } else {
-            self.activate_waiting(pool);
+        } else if self.activate_waiting(pool).is_empty() && error.kind == ErrorKind::Io {
+            let text = format!("{}; so its {what} was refused, and all is mounted again", error.message);
+            error = ApiError::new(error.kind, text).with_hint(error.hint);
         }
         tracing::error!("the {what} of pool {pool} failed: {error}");
         self.save_or_log();
@@ -462,6 +471,8 @@ impl Daemon {
     /// error left without their place in the tree.
     fn end_mounts(&self, pool: &str, lazy: bool, ended: &mut Vec<PersistentMount>) -> Result<(), ApiError> {
         let mounts = self.mounts.lock().of_pool(pool);
+        // What such a pool could not store is lost already, and its status says so: it keeps nobody from exporting it.
+        let suspended = self.engine.status(pool).is_ok_and(|status| status.summary.state == PoolState::Suspended);
         for (id, mount) in mounts.into_iter().rev() {
             let result = match self.end_mount(id, false) {
                 Err(e) if e.kind == ErrorKind::NotFound => continue,
@@ -471,7 +482,7 @@ impl Daemon {
                     other => other,
                 },
                 // It is gone all the same.
-                Err(e) if e.kind == ErrorKind::Io && lazy => {
+                Err(e) if e.kind == ErrorKind::Io && (lazy || suspended && !self.mounts.lock().has_place(id)) => {
                     tracing::error!("{e}");
                     Ok(())
                 }

@@ -227,9 +227,7 @@ impl Daemon {
     /// `NotFound` (pool, filesystem, mount point), `Invalid` (mount point, option), `Busy` (mount point).
     pub fn mount(self: &Arc<Self>, request: &MountRequest) -> Result<MountInfo, ApiError> {
         self.admit_change()?;
-        if let Some(option) = request.options.iter().find(|o| o.is_empty() || o.contains([',', '\0', '\n'])) {
-            return Err(ApiError::invalid(format!("mount option {option:?} is not valid")));
-        }
+        check_options(&request.options)?;
         let lock = self.pool_lock(&request.source.pool);
         let _guard = lock.lock();
         self.need_imported(&request.source.pool)?;
@@ -266,6 +264,44 @@ impl Daemon {
         info.ok_or_else(|| {
             ApiError::new(ErrorKind::Internal, format!("{} was unmounted at once", request.mountpoint.display()))
         })
+    }
+
+    /// Gives a mount that serves other options, now and after a restart.
+    ///
+    /// # Errors
+    /// `NotFound` (mount), `Invalid` (option, or one that only a new mount can have), `Busy` (files are open for writing).
+    pub fn change_options(&self, id: u64, options: &[String]) -> Result<MountInfo, ApiError> {
+        self.admit_change()?;
+        check_options(options)?;
+        let pool = self.mounts.lock().entries.get(&id).map(|e| e.source.pool.clone()).ok_or_else(|| no_mount(id))?;
+        let lock = self.pool_lock(&pool);
+        let _guard = lock.lock();
+        let (source, mountpoint, before) = match self.mounts.lock().entries.get(&id) {
+            Some(e) if matches!(e.state, State::Mounted(_)) => {
+                (e.source.to_string(), e.mountpoint.clone(), e.options.clone())
+            }
+            Some(e) => {
+                return Err(ApiError::not_found(format!("{} is not mounted now", e.mountpoint.display()))
+                    .with_hint("`qrvsa mount` shows what is mounted"));
+            }
+            None => return Err(no_mount(id)),
+        };
+        let spec = MountSpec { source: &source, mountpoint: &mountpoint, options, threads: self.config.fuse_threads };
+        self.mounter.remount(&spec, &before).map_err(|e| {
+            let error = from_core(&e);
+            let message = format!("{} keeps its options: {}", mountpoint.display(), error.message);
+            ApiError::new(error.kind, message).with_hint(error.hint)
+        })?;
+        tracing::info!("{source} on {}: options {:?}", mountpoint.display(), options.join(","));
+        let info = {
+            let mut mounts = self.mounts.lock();
+            if let Some(entry) = mounts.entries.get_mut(&id) {
+                entry.options = options.to_vec();
+            }
+            mounts.info(id)
+        };
+        self.save()?;
+        info.ok_or_else(|| no_mount(id))
     }
 
     /// Makes the mounts of a pool that wait for it; returns those that failed.
@@ -567,6 +603,13 @@ fn end_unwanted(state: Option<State>, mountpoint: &Path) {
         && let Err(e) = mount.unmount(true, DETACH_PATIENCE)
     {
         tracing::error!("cannot undo the mount on {}: {e}", mountpoint.display());
+    }
+}
+
+fn check_options(options: &[String]) -> Result<(), ApiError> {
+    match options.iter().find(|o| o.is_empty() || o.contains([',', '\0', '\n'])) {
+        Some(option) => Err(ApiError::invalid(format!("mount option {option:?} is not valid"))),
+        None => Ok(()),
     }
 }
 

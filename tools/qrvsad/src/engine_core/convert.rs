@@ -5,10 +5,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use qrvsa_api as api;
 use qrvsa_core::engine::admin::{Fragment, Role};
-use qrvsa_core::engine::status::{DeviceStatus, Job, JobKind, JobState};
+use qrvsa_core::engine::status::{DeviceStatus, Job, JobKind, JobState, Status};
 use qrvsa_core::pool::format::entries::MemberState;
 
+use super::devices::LeftOut;
 use super::running::Running;
+
+/// What the engine says of a member that it was not given at its import.
+const NOT_FOUND: &str = "not found at import";
 
 /// The interface's id of a job.
 pub fn job_id(running: &Running, job: &Job) -> String {
@@ -47,6 +51,7 @@ pub fn job(running: &Running, job: &Job) -> api::JobInfo {
         repaired: job.repaired.load(Relaxed),
         started_unix_s: job.started_ns / 1_000_000_000,
         finished_unix_s: i64::try_from(finished).ok().filter(|s| *s > 0),
+        lost: job.lost.load(Relaxed),
         message: match job.lost.load(Relaxed) {
             0 => job.message(),
             n => format!("{n} units are damaged beyond repair {}", job.message()).trim_end().to_owned(),
@@ -55,9 +60,11 @@ pub fn job(running: &Running, job: &Job) -> api::JobInfo {
     }
 }
 
-fn device(d: &DeviceStatus) -> api::DeviceStatus {
+fn device(d: &DeviceStatus, left_out: &[LeftOut]) -> api::DeviceStatus {
     let errors = d.read_errors + d.write_errors + d.checksum_errors;
-    let missing = d.message.contains("not found") || d.message.contains("is gone");
+    // as good as not found for the pool, but there is more to say
+    let out = left_out.iter().find(|out| !d.in_service && d.message == NOT_FOUND && out.id == Some(d.id));
+    let missing = out.is_none() && (d.message.contains("not found") || d.message.contains("is gone"));
     let state = match d.state {
         MemberState::Online | MemberState::Leaving if d.in_service => {
             if errors > 0 {
@@ -71,7 +78,10 @@ fn device(d: &DeviceStatus) -> api::DeviceStatus {
         _ if missing => api::DeviceState::Missing,
         _ => api::DeviceState::Faulted,
     };
-    let mut message = d.message.clone();
+    let mut message = out.map_or_else(
+        || d.message.clone(),
+        |out| format!("left out at import: {}; 'pool online' brings it back when it can be used", out.error),
+    );
     if message.is_empty() && errors > 0 {
         message = "it returned errors that were repaired from the other devices".to_owned();
         if d.checksum_errors + d.read_errors > d.repaired {
@@ -96,25 +106,42 @@ fn device(d: &DeviceStatus) -> api::DeviceStatus {
     }
 }
 
+/// A pool's state, and what there is to say about it.
+fn state(s: &Status, rebuilds: bool, failed: Option<&api::JobInfo>) -> (api::PoolState, String) {
+    if let Some(why) = &s.suspended {
+        return (api::PoolState::Suspended, format!("stopped writing: {why}"));
+    }
+    let out: Vec<&str> = s.devices.iter().filter(|d| !d.in_service).map(|d| d.path.as_str()).collect();
+    if s.bytes_degraded == 0 && out.is_empty() && failed.is_none() {
+        return (api::PoolState::Online, String::new());
+    }
+    let mut text = Vec::new();
+    if !out.is_empty() {
+        text.push(format!("out of service: {}", out.join(", ")));
+    }
+    match failed {
+        Some(job) => text.push(format!("the last rebuild failed: {}", job.message)),
+        None if rebuilds && out.is_empty() => text.push("data is being rebuilt".to_owned()),
+        None if out.is_empty() => text.push("data has less than full redundancy".to_owned()),
+        None => {}
+    }
+    (api::PoolState::Degraded, text.join("; "))
+}
+
 /// A pool's status.
 pub fn status(running: &Running) -> api::PoolStatus {
     let pool = &running.pool;
     let s = pool.status();
-    let out: Vec<&DeviceStatus> = s.devices.iter().filter(|d| !d.in_service).collect();
-    let (state, message) = if let Some(why) = &s.suspended {
-        (api::PoolState::Suspended, format!("stopped writing: {why}"))
-    } else if s.bytes_degraded > 0 || !out.is_empty() {
-        let names: Vec<&str> = out.iter().map(|d| d.path.as_str()).collect();
-        let text = match names.is_empty() {
-            true => "data is being rebuilt".to_owned(),
-            false => format!("out of service: {}", names.join(", ")),
-        };
-        (api::PoolState::Degraded, text)
-    } else {
-        (api::PoolState::Online, String::new())
-    };
     let jobs = pool.jobs();
     let info = |kind: JobKind| jobs.get(kind).map(|j| job(running, &j));
+    let (rebuild, failed_rebuild) = match info(JobKind::Rebuild) {
+        // what it left undone may have been dissolved or given up since
+        Some(j) if j.state.is_final() => {
+            (None, Some(j).filter(|j| j.state == api::JobState::Failed && pool.needs_rebuild()))
+        }
+        other => (other, None),
+    };
+    let (state, message) = state(&s, rebuild.is_some(), failed_rebuild.as_ref());
     let scrub = info(JobKind::Scrub);
     let (scrub, last_scrub) = match scrub {
         Some(j) if j.state.is_final() => (None, Some(j)),
@@ -137,9 +164,10 @@ pub fn status(running: &Running) -> api::PoolStatus {
         bytes_degraded: s.bytes_degraded,
         bytes_without_redundancy: s.bytes_without_redundancy,
         bytes_lost: s.bytes_lost,
-        devices: s.devices.iter().map(device).collect(),
+        devices: s.devices.iter().map(|d| device(d, &running.left_out)).collect(),
         scrub,
-        rebuild: info(JobKind::Rebuild).filter(|j| !j.state.is_final()),
+        rebuild,
+        failed_rebuild,
         last_scrub,
         damaged_files: s.damaged,
         warnings: s.warnings,
@@ -160,5 +188,67 @@ pub fn fragment(f: Fragment) -> api::Fragment {
         device: PathBuf::from(f.device),
         device_offset: f.device_offset,
         device_length: f.len,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The status says that a rebuild runs only while one does, and tells of one that failed.
+    #[test]
+    fn a_rebuild_that_failed_does_not_read_as_one_that_runs() {
+        let device = |in_service| DeviceStatus {
+            index: 0,
+            id: 1,
+            path: "/dev/a".to_owned(),
+            state: MemberState::Rebuilding,
+            in_service,
+            read_errors: 0,
+            write_errors: 0,
+            checksum_errors: 0,
+            repaired: 0,
+            size_bytes: 0,
+            allocated_bytes: 0,
+            kind: "file",
+            host: None,
+            message: String::new(),
+        };
+        let mut s = Status {
+            txg: 1,
+            usable_bytes: 0,
+            used_bytes: 0,
+            free_bytes: 0,
+            raw_bytes: 0,
+            more_failures_survived: 0,
+            bytes_degraded: 4096,
+            bytes_without_redundancy: 0,
+            bytes_lost: 0,
+            devices: vec![device(true)],
+            damaged: Vec::new(),
+            suspended: None,
+            warnings: Vec::new(),
+        };
+        let failed: api::JobInfo = serde_json::from_str(
+            r#"{"id":"r","kind":"rebuild","pool":"p","state":"failed","message":"no answer in time"}"#,
+        )
+        .unwrap();
+        let says = |s: &Status, rebuilds, failed: Option<&api::JobInfo>| {
+            let (state, text) = state(s, rebuilds, failed);
+            assert_eq!(state, api::PoolState::Degraded);
+            text
+        };
+        assert_eq!(says(&s, true, None), "data is being rebuilt");
+        assert_eq!(says(&s, false, None), "data has less than full redundancy");
+        assert_eq!(says(&s, false, Some(&failed)), "the last rebuild failed: no answer in time");
+        s.bytes_degraded = 0;
+        assert_eq!(says(&s, false, Some(&failed)), "the last rebuild failed: no answer in time");
+        assert_eq!(state(&s, false, None).0, api::PoolState::Online);
+        s.devices.push(device(false));
+        assert_eq!(says(&s, false, None), "out of service: /dev/a");
+        assert_eq!(
+            says(&s, false, Some(&failed)),
+            "out of service: /dev/a; the last rebuild failed: no answer in time"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Devices by path: opened for a new pool, found for an import.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use qrvsa_api::DeviceSpec;
 use qrvsa_core::device::{Device, OpenOptions, contains_foreign_data, open};
 use qrvsa_core::engine::open::{Candidate, possible_devices, read_label};
+use qrvsa_core::pool::format::uberblock::Uberblock;
 use qrvsa_core::vhdx::{open_any, open_device};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
@@ -63,6 +65,9 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
     for spec in specs {
         let path = absolute(&spec.path);
         let exists = path.exists();
+        if !exists && path.is_symlink() {
+            fail!(Invalid, "{} is a symbolic link to nothing; name the file itself", spec.path.display());
+        }
         if spec.size_bytes.is_none() && !exists {
             let what = if spec.vhdx { "VHDX container" } else { "sparse file" };
             fail!(NotFound, "{} does not exist; write {spec}:SIZE to make a {what} of that size", spec.path.display());
@@ -72,12 +77,13 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
             objections.push(format!("{} exists already", path.display()));
             continue;
         }
-        if spec.size_bytes.is_some() && !exists {
-            new.made.push(path.clone());
-        }
         let options = OpenOptions { create_size: spec.size_bytes, exclusive: true, read_only: false };
         let opened = if spec.vhdx { open_device(&path, options) } else { open(&path, options) };
         let device = opened.map_err(|e| busy_member(&path, e))?;
+        // now it is ours: an open that fails leaves nothing that it made
+        if spec.size_bytes.is_some() && !exists {
+            new.made.push(path.clone());
+        }
         if exists {
             match read_label(&device) {
                 Ok(label) => objections.push(format!("{} is a member of pool '{}'", path.display(), label.pool_name)),
@@ -118,11 +124,28 @@ pub fn open_existing(path: &Path) -> Result<Arc<dyn Device>> {
     open_any(&absolute(path), OpenOptions { create_size: None, exclusive: true, read_only: false })
 }
 
-/// Path and pool name of the members found, by pool id.
-pub type Found = BTreeMap<u128, Vec<(PathBuf, String)>>;
+/// A pool of which members were found.
+pub struct Found {
+    /// Identity.
+    pub id: u128,
+    /// Name.
+    pub name: String,
+    /// Where its members are.
+    pub paths: Vec<PathBuf>,
+    columns: usize,
+    created_ns: i64,
+}
 
-/// Looks at the paths and into the directories; nothing is locked or written.
-pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Result<Found> {
+impl Found {
+    /// Devices that it needs and that were not found.
+    fn missing(&self) -> usize {
+        self.columns.saturating_sub(self.paths.len())
+    }
+}
+
+/// Looks at the paths and into the directories; nothing is locked or written. Pools that are there as a whole come first, then
+/// those made last: of several with one name, the others are what is left of earlier ones.
+pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Vec<Found> {
     let mut all: BTreeSet<PathBuf> = paths.iter().map(|p| absolute(p)).collect();
     for dir in search {
         match possible_devices(dir) {
@@ -130,29 +153,291 @@ pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Result<Found> {
             Err(e) => tracing::warn!("cannot look for devices: {e}"),
         }
     }
-    let mut found = Found::new();
+    let mut found: BTreeMap<u128, Found> = BTreeMap::new();
     for path in all {
         let options = OpenOptions { create_size: None, exclusive: false, read_only: true };
         let Ok(device) = open_any(&path, options) else { continue };
         if let Ok(label) = read_label(&device) {
-            found.entry(label.pool_id).or_default().push((path, label.pool_name));
+            let of_pool = found.entry(label.pool_id).or_insert_with(|| Found {
+                id: label.pool_id,
+                name: label.pool_name,
+                paths: Vec::new(),
+                columns: usize::from(label.data) + usize::from(label.parity),
+                created_ns: label.created_ns,
+            });
+            of_pool.paths.push(path);
         }
     }
-    Ok(found)
+    let mut found: Vec<Found> = found.into_values().collect();
+    found.sort_by_key(|pool| (pool.missing(), Reverse(pool.created_ns)));
+    found
 }
 
-/// Opens members exclusively.
-pub fn open_members(paths: &[(PathBuf, String)]) -> Result<Vec<Candidate>> {
-    let mut candidates = Vec::new();
-    for (path, name) in paths {
-        let device = open_existing(path).map_err(|e| match e.kind() {
-            ErrorKind::Busy => Error::new(
-                ErrorKind::Busy,
-                format!("a device of pool '{name}' is in use by another program (another qrvsad?): {e}"),
-            ),
-            _ => e,
-        })?;
-        candidates.push(Candidate::new(device)?);
+/// A member that was found, but that cannot be used now. The pool does without it, as if it were not here.
+pub struct LeftOut {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its identity, if it can be read still.
+    pub id: Option<u128>,
+    /// Why it is left out.
+    pub error: Error,
+    /// The newest state it knows of.
+    newest: Option<Uberblock>,
+}
+
+impl LeftOut {
+    fn new(path: &Path, error: Error, seen: Option<Candidate>) -> LeftOut {
+        let id = seen.as_ref().map(|c| c.label.device_id);
+        let newest = seen.and_then(|c| c.uberblocks.into_iter().next());
+        LeftOut { path: path.to_owned(), id, error, newest }
     }
-    Ok(candidates)
+}
+
+/// Opens members exclusively; the second list has those that cannot be used, for whatever reason.
+///
+/// # Errors
+/// `Busy` when somebody else uses one: then it is likely that the pool is imported. The first error when none can be used.
+pub fn open_members(pool: &Found) -> Result<(Vec<Candidate>, Vec<LeftOut>)> {
+    let (mut members, mut left_out) = (Vec::new(), Vec::new());
+    for path in &pool.paths {
+        match open_existing(path).map(Candidate::new) {
+            Ok(Ok(member)) => members.push(member),
+            Ok(Err(e)) => left_out.push(LeftOut::new(path, e, None)),
+            Err(e) if e.kind() == ErrorKind::Busy => {
+                fail!(Busy, "a device of pool '{}' is in use by another program (another qrvsad?): {e}", pool.name)
+            }
+            Err(e) => {
+                let look = OpenOptions { create_size: None, exclusive: false, read_only: true };
+                left_out.push(LeftOut::new(path, e, open_any(path, look).and_then(Candidate::new).ok()));
+            }
+        }
+    }
+    for out in &left_out {
+        tracing::error!("{} is left out, it cannot be used: {}", out.path.display(), out.error);
+    }
+    if members.is_empty() && !left_out.is_empty() {
+        return Err(left_out.swap_remove(0).error);
+    }
+    Ok((members, left_out))
+}
+
+/// Refuses to go back to an older state while a newer one is seen: on a member that is left out, and that went on without any
+/// of those that can be used. (One group ahead of a member that took part says nothing: that commit had not ended.)
+///
+/// # Errors
+/// `Degraded`.
+pub fn need_newest(pool: &str, members: &[Candidate], left_out: &[LeftOut]) -> Result<()> {
+    let newest = members.iter().filter_map(|c| c.uberblocks.first()).map(|u| (u.generation, u.txg)).max();
+    let took_part = |u: &Uberblock, c: &Candidate| {
+        u.members.iter().any(|m| m.in_service() && m.device_id == c.label.device_id)
+            && c.uberblocks.first().is_some_and(|own| own.txg + 1 >= u.txg)
+    };
+    let ahead = |u: &Uberblock| Some((u.generation, u.txg)) > newest && !members.iter().any(|c| took_part(u, c));
+    if let Some(alone) = left_out.iter().find(|l| l.newest.as_ref().is_some_and(ahead)) {
+        fail!(
+            Degraded,
+            "the newest state of pool '{pool}' is on {}, which cannot be used ({}); see to that and import again, or take it \
+             away to go back to the state that the other devices have",
+            alone.path.display(),
+            alone.error
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, EngineOptions, ImportRequest};
+    use crate::engine_core::CoreEngine;
+    use nix::unistd::{Uid, setfsuid};
+    use qrvsa_api::{CreatePool, DeviceState, PoolState};
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    /// A pool of small files that may be moved, opened and looked at by anybody.
+    struct Disks {
+        dir: tempfile::TempDir,
+        engine: CoreEngine,
+    }
+
+    impl Disks {
+        fn new(geometry: &str, count: usize) -> Disks {
+            let dir = tempfile::tempdir().unwrap();
+            let disks = Disks { dir, engine: engine() };
+            disks.mode(disks.dir.path(), 0o755);
+            disks.create("tank", geometry, &(0..count).map(|i| format!("d{i}")).collect::<Vec<_>>());
+            disks
+        }
+
+        fn create(&self, name: &str, geometry: &str, files: &[String]) {
+            let spec = |f: &String| format!("{}:256M", self.path(f).display()).parse().unwrap();
+            let devices = files.iter().map(spec).collect();
+            let geometry = Some(geometry.parse().unwrap());
+            self.engine.create_pool(&CreatePool { name: name.into(), geometry, devices, force: false }).unwrap();
+            files.iter().for_each(|f| self.mode(&self.path(f), 0o666));
+        }
+
+        fn path(&self, file: &str) -> PathBuf {
+            self.dir.path().join(file)
+        }
+
+        fn mode(&self, path: &Path, mode: u32) {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        /// As import finds them.
+        fn import(&self, name: Option<&str>) -> Result<crate::engine::ImportOutcome> {
+            let search = vec![self.dir.path().to_owned()];
+            self.engine.import(&ImportRequest { search, name: name.map(Into::into), ..ImportRequest::default() })
+        }
+
+        /// An import by somebody who may read files of mode 0444, and not write to them.
+        fn import_as_nobody(&self) -> Result<crate::engine::ImportOutcome> {
+            let was = setfsuid(Uid::from_raw(65534));
+            let outcome = self.import(Some("tank"));
+            setfsuid(was);
+            outcome
+        }
+    }
+
+    fn engine() -> CoreEngine {
+        CoreEngine::new(EngineOptions {
+            memory_limit_bytes: 256 << 20,
+            sync_interval: Duration::from_secs(5),
+            scrub_rate_bytes_per_s: None,
+        })
+    }
+
+    #[test]
+    fn a_member_that_cannot_be_written_to_is_left_out() {
+        let disks = Disks::new("2+2", 4);
+        disks.engine.export("tank").unwrap();
+        disks.mode(&disks.path("d1"), 0o444);
+        assert_eq!(disks.import_as_nobody().unwrap().imported, ["tank"]);
+        let status = disks.engine.status("tank").unwrap();
+        assert_eq!(status.summary.state, PoolState::Degraded);
+        let left = &status.devices[1];
+        assert_eq!(left.state, DeviceState::Faulted);
+        assert!(left.message.contains("d1") && left.message.contains("ermission denied"), "{left:?}");
+        disks.engine.put_blob("tank", "k", b"new").unwrap();
+        disks.engine.export("tank").unwrap();
+        // it is back at the next import that may use it, and is rebuilt
+        disks.mode(&disks.path("d1"), 0o666);
+        assert_eq!(disks.import_as_nobody().unwrap().imported, ["tank"]);
+        let status = disks.engine.status("tank").unwrap();
+        assert!(matches!(status.devices[1].state, DeviceState::Online | DeviceState::Rebuilding), "{status:?}");
+        assert_eq!(disks.engine.blob("tank", "k").unwrap().as_deref(), Some(&b"new"[..]));
+        disks.engine.export("tank").unwrap();
+
+        // more than may be lost: refused, with the reason
+        for file in ["d0", "d1", "d2"] {
+            disks.mode(&disks.path(file), 0o444);
+        }
+        let error = disks.import_as_nobody().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Degraded);
+        assert!(error.to_string().contains("d0") && error.to_string().contains("ermission denied"), "{error}");
+        disks.mode(&disks.path("d3"), 0o444);
+        let error = disks.import_as_nobody().unwrap_err();
+        assert!(error.to_string().contains("ermission denied"), "{error}");
+        // nothing was written meanwhile
+        assert_eq!(disks.import(Some("tank")).unwrap().imported, ["tank"]);
+        assert_eq!(disks.engine.blob("tank", "k").unwrap().as_deref(), Some(&b"new"[..]));
+    }
+
+    /// What was acknowledged on a device alone is not given up because that device cannot be written to today.
+    #[test]
+    fn an_older_state_is_not_imported_beside_the_newest() {
+        let disks = Disks::new("1+1", 2);
+        let d1 = disks.path("d1").canonicalize().unwrap();
+        disks.engine.offline("tank", &d1.display().to_string()).unwrap();
+        disks.engine.put_blob("tank", "k", b"new").unwrap();
+        disks.engine.export("tank").unwrap();
+        disks.mode(&disks.path("d0"), 0o444);
+        let error = disks.import_as_nobody().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Degraded);
+        assert!(error.to_string().contains("newest state") && error.to_string().contains("d0"), "{error}");
+        assert_eq!(disks.import(Some("tank")).unwrap().imported, ["tank"]);
+        assert_eq!(disks.engine.blob("tank", "k").unwrap().as_deref(), Some(&b"new"[..]));
+    }
+
+    #[test]
+    fn a_member_in_use_ends_the_import() {
+        let disks = Disks::new("2+2", 4);
+        disks.engine.export("tank").unwrap();
+        let held = open_existing(&disks.path("d2")).unwrap();
+        assert_eq!(disks.import(Some("tank")).unwrap_err().kind(), ErrorKind::Busy);
+        drop(held);
+        disks.import(Some("tank")).unwrap();
+    }
+
+    /// A device of an earlier pool of the name must not keep the pool from being imported, nor be taken for it.
+    #[test]
+    fn a_leftover_of_the_same_name_is_no_hindrance() {
+        let disks = Disks::new("1+1", 2);
+        let old = disks.engine.status("tank").unwrap().summary.id;
+        let d1 = disks.path("d1").canonicalize().unwrap();
+        disks.engine.offline("tank", &d1.display().to_string()).unwrap();
+        disks.engine.destroy("tank").unwrap();
+        disks.create("tank", "2+2", &["e0", "e1", "e2", "e3"].map(String::from));
+        let new = disks.engine.status("tank").unwrap().summary.id;
+        disks.engine.export("tank").unwrap();
+        // by id each is found
+        for (wanted, devices) in [(&new, 4), (&old, 2), (&new, 4)] {
+            let request = ImportRequest {
+                search: vec![disks.dir.path().to_owned()],
+                name: Some("tank".into()),
+                id: Some(wanted.clone()),
+                ..ImportRequest::default()
+            };
+            let outcome = disks.engine.import(&request).unwrap();
+            assert_eq!((outcome.imported.len(), outcome.namesakes.len()), (1, 1), "{outcome:?}");
+            let status = disks.engine.status("tank").unwrap();
+            assert_eq!((&status.summary.id, status.devices.len()), (wanted, devices));
+            disks.engine.export("tank").unwrap();
+        }
+        // without, the one that is whole is imported, and the other told of
+        let outcome = disks.import(Some("tank")).unwrap();
+        assert_eq!((outcome.imported.len(), outcome.namesakes.len()), (1, 1), "{outcome:?}");
+        assert_eq!(disks.engine.status("tank").unwrap().summary.id, new);
+        disks.engine.export("tank").unwrap();
+        // one that cannot be imported does not keep the other
+        std::fs::remove_file(disks.path("e0")).unwrap();
+        std::fs::remove_file(disks.path("e1")).unwrap();
+        std::fs::remove_file(disks.path("e2")).unwrap();
+        let outcome = disks.import(Some("tank")).unwrap();
+        assert_eq!(outcome.imported, ["tank"]);
+        assert_eq!(disks.engine.status("tank").unwrap().summary.id, old);
+        disks.engine.export("tank").unwrap();
+        // what is remembered under the name is not mistaken for another
+        let request = ImportRequest {
+            search: vec![disks.dir.path().to_owned()],
+            known: [("tank".to_owned(), "00".to_owned())].into(),
+            ..ImportRequest::default()
+        };
+        let outcome = disks.engine.import(&request).unwrap();
+        assert_eq!((outcome.imported.len(), outcome.failed.len(), outcome.namesakes.len()), (0, 0, 2), "{outcome:?}");
+        let error = disks.engine.import(&ImportRequest { name: Some("tank".into()), ..request }).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("another pool of that name"), "{error}");
+    }
+
+    #[test]
+    fn what_was_not_made_stays() {
+        let disks = Disks::new("1+1", 2);
+        let link = disks.path("link");
+        std::os::unix::fs::symlink(disks.path("gone"), &link).unwrap();
+        let spec = |path: &Path, size: &str| -> DeviceSpec { format!("{}:{size}", path.display()).parse().unwrap() };
+        let create = |devices: Vec<DeviceSpec>| {
+            let geometry = Some("1+1".parse().unwrap());
+            disks.engine.create_pool(&CreatePool { name: "p".into(), geometry, devices, force: false })
+        };
+        let error = create(vec![spec(&disks.path("new"), "256M"), spec(&link, "256M")]).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+        assert!(link.is_symlink() && !disks.path("gone").exists());
+        assert!(!disks.path("new").exists(), "what was made goes again");
+        let missing = disks.path("no-directory/new");
+        create(vec![spec(&disks.path("new"), "256M"), spec(&missing, "256M")]).unwrap_err();
+        assert!(!disks.path("new").exists());
+    }
 }

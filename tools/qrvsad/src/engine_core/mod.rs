@@ -29,6 +29,7 @@ use qrvsa_core::volume::{Spec, Volume};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
 use crate::engine::{CheckProgress, Engine, EngineOptions, FileFacts, ImportOutcome, ImportRequest};
+use devices::{Found, LeftOut};
 use running::Running;
 
 /// The engine of the daemon.
@@ -68,10 +69,27 @@ impl CoreEngine {
         }
     }
 
-    fn add(&self, pool: Arc<Pool>) -> Arc<Running> {
-        let running = Running::start(pool);
+    fn add(&self, pool: Arc<Pool>, left_out: Vec<LeftOut>) -> Arc<Running> {
+        let running = Running::start(pool, left_out);
         self.pools.write().insert(running.pool.name.clone(), running.clone());
         running
+    }
+
+    /// Imports a pool from members that were found, without those that cannot be used.
+    fn import_found(&self, found: &Found) -> Result<()> {
+        let (members, left_out) = devices::open_members(found)?;
+        devices::need_newest(&found.name, &members, &left_out)?;
+        let pool = Pool::import(Environment::system(), self.pool_options(), members).map_err(|e| {
+            match left_out.first() {
+                // why it is not enough
+                Some(out) => {
+                    Error::new(e.kind(), format!("{} cannot be used ({}); {e}", out.path.display(), out.error))
+                }
+                None => e,
+            }
+        })?;
+        self.add(pool, left_out);
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> Result<Arc<Running>> {
@@ -118,7 +136,7 @@ impl Engine for CoreEngine {
             opened.devices().to_vec(),
         )?;
         opened.keep();
-        self.add(pool);
+        self.add(pool, Vec::new());
         Ok(())
     }
 
@@ -137,43 +155,49 @@ impl Engine for CoreEngine {
         {
             fail!(Exists, "pool '{name}' is imported already");
         }
-        let found = devices::find_members(&request.devices, &request.search)?;
         let mut outcome = ImportOutcome::default();
-        let mut matched = false;
-        for (id, paths) in found {
-            let name = paths[0].1.clone();
+        for found in devices::find_members(&request.devices, &request.search) {
+            let name = found.name.clone();
             if request.name.as_ref().is_some_and(|n| *n != name)
-                || request.id.as_ref().is_some_and(|wanted| *wanted != format!("{id:032x}"))
-                || self.pools.read().values().any(|p| p.pool.id == id)
+                || self.pools.read().values().any(|p| p.pool.id == found.id)
             {
                 continue;
             }
-            matched = true;
-            let result = if self.pools.read().contains_key(&name) {
-                Err(Error::new(
-                    ErrorKind::Exists,
-                    format!("another pool named '{name}' is imported; export it before importing this one"),
-                ))
-            } else {
-                devices::open_members(&paths)
-                    .and_then(|members| Pool::import(Environment::system(), self.pool_options(), members))
-            };
-            match result {
-                Ok(pool) => {
-                    self.add(pool);
-                    outcome.imported.push(name);
-                }
-                Err(e) if request.name.is_some() => return Err(e),
+            let id = format!("{:032x}", found.id);
+            if let Some(known) = request.id.as_ref().or_else(|| request.known.get(&name))
+                && *known != id
+            {
+                let text = format!(
+                    "another pool of that name (id {id}) is not imported while the one with id {known} is remembered; forget \
+                     that with 'pool export {name}' to import the other"
+                );
+                outcome.namesakes.push((name, Error::new(ErrorKind::Exists, text)));
+                continue;
+            }
+            if self.pools.read().contains_key(&name) {
+                let text =
+                    format!("another pool named '{name}' is imported; export it before importing this one (id {id})");
+                outcome.namesakes.push((name, Error::new(ErrorKind::Exists, text)));
+                continue;
+            }
+            match self.import_found(&found) {
+                Ok(()) => outcome.imported.push(name),
                 Err(e) => outcome.failed.push((name, e)),
             }
         }
-        if !matched && let Some(name) = &request.name {
-            fail!(
+        let Some(name) = request.name.as_ref().filter(|_| outcome.imported.is_empty()) else { return Ok(outcome) };
+        if !outcome.failed.is_empty() {
+            let (_, first) = outcome.failed.remove(0);
+            outcome.failed.iter().for_each(|(name, e)| tracing::error!("another pool named '{name}': {e}"));
+            return Err(first);
+        }
+        match outcome.namesakes.first() {
+            Some((_, other)) => fail!(NotFound, "no device of pool '{name}' was found; {other}"),
+            None => fail!(
                 NotFound,
                 "no device of pool '{name}' was found; name the directory of its devices with --search DIR"
-            );
+            ),
         }
-        Ok(outcome)
     }
 
     fn export(&self, pool: &str) -> Result<()> {

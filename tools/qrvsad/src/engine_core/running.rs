@@ -17,10 +17,14 @@ use qrvsa_core::pool::format::entries::Content;
 use qrvsa_core::share::Access;
 use qrvsa_core::{Error, ErrorKind, Result, fail};
 
+use super::devices::LeftOut;
+
 /// A pool in service.
 pub struct Running {
     /// The pool.
     pub pool: Arc<Pool>,
+    /// Members that the import did without.
+    pub left_out: Vec<LeftOut>,
     stop: Arc<AtomicBool>,
     committer: Mutex<Option<JoinHandle<()>>>,
     scrub: Mutex<Option<JoinHandle<()>>>,
@@ -46,7 +50,7 @@ fn runs(handle: &Mutex<Option<JoinHandle<()>>>) -> bool {
 
 impl Running {
     /// Puts a pool into service: starts its committer, and goes on with what was interrupted.
-    pub fn start(pool: Arc<Pool>) -> Arc<Running> {
+    pub fn start(pool: Arc<Pool>, left_out: Vec<LeftOut>) -> Arc<Running> {
         let stop = Arc::new(AtomicBool::new(false));
         let committer = {
             let (pool, stop) = (pool.clone(), stop.clone());
@@ -54,6 +58,7 @@ impl Running {
         };
         let running = Arc::new(Running {
             pool,
+            left_out,
             stop,
             committer: Mutex::new(Some(committer)),
             scrub: Mutex::new(None),

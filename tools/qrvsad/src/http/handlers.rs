@@ -6,7 +6,7 @@ use axum::response::Response;
 use qrvsa_api::names::{FsName, check_name};
 use qrvsa_api::{
     ApiError, CheckRequest, CreateFs, CreatePool, CreateVolume, DeviceRef, ImportPools, MountRequest, ReplaceDevice,
-    ResizeVolume, ScrubRequest, SetProperty, routes,
+    ResizeVolume, ScrubRequest, SetProperty, UpdateMount, routes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -203,6 +203,10 @@ pub async fn list_mounts(State(s): State<Shared>) -> Answer {
 
 pub async fn mount(State(s): State<Shared>, Json(body): Json<MountRequest>) -> Answer {
     created(&blocking(s, move |d| d.mount(&body)).await?)
+}
+
+pub async fn update_mount(State(s): State<Shared>, Path(id): Path<u64>, Json(body): Json<UpdateMount>) -> Answer {
+    ok(&blocking(s, move |d| d.change_options(id, &body.options)).await?)
 }
 
 pub async fn unmount(State(s): State<Shared>, Path(id): Path<u64>, Query(flags): Query<Flags>) -> Answer {

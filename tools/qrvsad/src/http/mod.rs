@@ -18,7 +18,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 use axum::serve::IncomingStream;
 use qrvsa_api::{ApiError, ErrorKind, routes};
 use serde::Serialize;
@@ -83,7 +83,7 @@ pub fn router(shared: Shared) -> Router {
         .route(routes::JOBS, get(h::jobs))
         .route(&format!("{}/{{id}}", routes::JOBS), get(h::job))
         .route(routes::MOUNTS, get(h::list_mounts).post(h::mount))
-        .route(&format!("{}/{{id}}", routes::MOUNTS), delete(h::unmount))
+        .route(&format!("{}/{{id}}", routes::MOUNTS), patch(h::update_mount).delete(h::unmount))
         .merge(targets::routes())
         .merge(transfer::routes())
         .route(routes::DEBUG_LABELS, post(h::labels))

@@ -100,6 +100,10 @@ pub struct World {
     pub bound: Mutex<BTreeSet<PathBuf>>,
     /// Mounts that are not in the tree any more, but used.
     pub detached: Mutex<BTreeMap<PathBuf, FakeMount>>,
+    /// Pools that have stopped writing.
+    pub suspended: Mutex<BTreeSet<String>>,
+    /// Pools of these names are found, besides those that are imported.
+    pub namesakes: Mutex<BTreeSet<String>>,
     /// Mounts whose last data cannot be made durable.
     pub losing: Mutex<BTreeSet<PathBuf>>,
     pub lazy_unmounts: Mutex<Vec<PathBuf>>,
@@ -187,6 +191,7 @@ impl World {
             eta_s: Some(1),
             errors_found: 0,
             repaired: 0,
+            lost: 0,
             started_unix_s: 1_700_000_000,
             finished_unix_s: None,
             message: String::new(),
@@ -258,8 +263,12 @@ impl Engine for FakeEngine {
                 host_free_bytes: None,
                 message: String::new(),
             });
+            let mut summary = World::summary(name, pool);
+            if self.0.suspended.lock().contains(name) {
+                summary.state = PoolState::Suspended;
+            }
             Ok(PoolStatus {
-                summary: World::summary(name, pool),
+                summary,
                 txg: 42,
                 more_failures_survived: 2,
                 bytes_degraded: 0,
@@ -268,6 +277,7 @@ impl Engine for FakeEngine {
                 devices: devices.collect(),
                 scrub,
                 rebuild,
+                failed_rebuild: None,
                 last_scrub,
                 damaged_files: Vec::new(),
                 warnings: Vec::new(),
@@ -297,6 +307,10 @@ impl Engine for FakeEngine {
             }
             pool.imported = true;
             outcome.imported.push(name.clone());
+            if self.0.namesakes.lock().contains(name) {
+                let other = Error::new(Core::Exists, format!("another pool named {name} is imported"));
+                outcome.namesakes.push((name.clone(), other));
+            }
         }
         match &request.name {
             Some(_) if !outcome.failed.is_empty() => Err(outcome.failed.remove(0).1),
@@ -623,6 +637,20 @@ impl Mounter for FakeMounter {
         let before = self.0.mounts.lock().insert(spec.mountpoint.to_owned(), mount);
         assert!(before.is_none(), "{} is mounted twice", spec.mountpoint.display());
         Ok(Arc::new(FakeActive { world: Arc::clone(&self.0), mountpoint: spec.mountpoint.to_owned(), alive }))
+    }
+
+    fn remount(&self, spec: &MountSpec<'_>, before: &[String]) -> Result<()> {
+        let mut mounts = self.0.mounts.lock();
+        let mount = mounts.get_mut(spec.mountpoint).expect("it is mounted");
+        assert_eq!((mount.source.as_str(), mount.options.as_slice()), (spec.source, before));
+        if let Some(bad) = spec.options.iter().find(|o| o.starts_with("threads")) {
+            return Err(Error::new(
+                Core::Invalid,
+                format!("a remount cannot change {bad}; unmount it and mount it again"),
+            ));
+        }
+        mount.options = spec.options.to_vec();
+        Ok(())
     }
 
     fn is_stale(&self, mountpoint: &Path) -> bool {
