@@ -23,7 +23,7 @@ mod uring;
 pub use batch::{IoBatch, Outcome};
 pub(crate) use open::open_growing;
 pub use open::{OpenOptions, open};
-pub use signature::contains_foreign_data;
+pub use signature::{contains_foreign_data, is_blank};
 pub use spec::DeviceSpec;
 pub use uring::UringDevice;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qrvsa_api::DeviceSpec;
-use qrvsa_core::device::{Device, OpenOptions, contains_foreign_data, open};
+use qrvsa_core::device::{Device, OpenOptions, contains_foreign_data, is_blank, open};
 use qrvsa_core::engine::open::{Candidate, possible_devices, read_label};
 use qrvsa_core::vhdx::{open_any, open_device};
 use qrvsa_core::{Error, ErrorKind, Result, fail};
@@ -84,6 +84,9 @@ pub fn open_new(specs: &[DeviceSpec], force: bool) -> Result<NewDevices> {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
                     if let Some(what) = contains_foreign_data(&device)? {
                         objections.push(format!("{} holds {what}", path.display()));
+                    } else if is_file && !is_blank(&device)? {
+                        // a disk is handed over with whatever was on it; a file can be one that somebody mistyped
+                        objections.push(format!("{} holds data of an unknown kind", path.display()));
                     }
                 }
                 Err(e) => objections.push(format!("{} has a damaged QRVSA label ({e})", path.display())),
@@ -155,4 +158,51 @@ pub fn open_members(paths: &[(PathBuf, String)]) -> Result<Vec<Candidate>> {
         candidates.push(Candidate::new(device)?);
     }
     Ok(candidates)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    const SIZE: u64 = 64 << 20;
+
+    /// What is said against taking a file, or a container, on which these bytes lie.
+    fn objection(vhdx: bool, data: &[(u64, &[u8])]) -> Option<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let spec = |size_bytes| DeviceSpec { path: path.clone(), size_bytes, vhdx };
+        let made = open_new(&[spec(Some(SIZE))], false).map(|mut made| made.keep());
+        made.unwrap();
+        if vhdx {
+            let image = qrvsa_core::vhdx::Image::open(&path, true).unwrap();
+            data.iter().for_each(|(offset, bytes)| image.write(*offset, bytes).unwrap());
+            image.close().unwrap();
+        } else {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            data.iter().for_each(|(offset, bytes)| file.write_all_at(bytes, *offset).unwrap());
+        }
+        open_new(&[spec(None)], true).map(drop).expect("force takes everything");
+        let refused = open_new(&[spec(None)], false).err()?;
+        assert_eq!(refused.kind(), ErrorKind::NeedsForce);
+        Some(refused.to_string())
+    }
+
+    #[test]
+    fn files_with_data_are_asked_about() {
+        let block = [7; 512];
+        for vhdx in [false, true] {
+            assert_eq!(objection(vhdx, &[]), None);
+            // what a destroyed pool leaves between the ends
+            assert_eq!(objection(vhdx, &[(SIZE / 2, &block)]), None);
+            for offset in [0, SIZE - 512] {
+                let said = objection(vhdx, &[(offset, &block)]).unwrap();
+                assert!(said.contains("holds data of an unknown kind"), "{said}");
+            }
+        }
+        let mut magic = block;
+        magic[..4].copy_from_slice(b"XFSB");
+        assert!(objection(false, &[(0, &magic)]).unwrap().contains("an XFS filesystem"));
+    }
 }
