@@ -22,8 +22,12 @@ for group in "$@"; do
       [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
       ;;
     mount) need fusermount3 fuse3 ;;
-    demo) need python3 python3 ;; # damage.sh
+    demo)
+      need python3 python3 # damage.sh
+      need flock util-linux
+      ;;
     lint)
+      need git git
       need shellcheck shellcheck
       need python3 python3
       python3 -c 'import pyflakes' 2> /dev/null || need pyflakes3 pyflakes3
