@@ -43,6 +43,7 @@ for group in "$@"; do
       need rsync rsync
       need losetup mount
       need setpriv util-linux
+      need setsid util-linux
       need md5sum coreutils
       need find findutils
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)
