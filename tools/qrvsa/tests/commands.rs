@@ -10,7 +10,6 @@ use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::atomic::Ordering;
 
 use qrvsa_api::*;
 use serde_json::Value;
@@ -692,10 +691,42 @@ fn files_for_packages() {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let daemon = TestDaemon::start();
-    let mut child =
-        command(&daemon).args(["help", "pool"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
-    assert_eq!(daemon.world.sync_gate.waiting.load(Ordering::SeqCst), 0);
+    daemon.pool("tank");
+    let unread = || std::io::pipe().unwrap().1;
+    let run = |args: &[&str]| finish(command(&daemon).args(args).stdout(unread()));
+    for args in [&["help", "pool"][..], &["pool", "list"], &["pool", "list", "--json"], &["pool", "sync", "tank"]] {
+        let ran = run(args);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{args:?}");
+    }
+    // What fails fails as ever, and says so.
+    run(&["--json", "pool", "destroy", "none"]).fails(6, &["no pool none"]);
+    run(&["--json", "pool", "destroy", "tank"]).fails(5, &["--force"]);
+    *daemon.world.check_problems.lock() = vec!["row 7 is used twice".into()];
+    for args in [&["check", "tank", "--deep"][..], &["check", "tank", "--json"]] {
+        let ran = run(args);
+        assert!(ran.code == 4 && ran.err.contains("finished"), "{ran:?}");
+    }
+    // Nor does it matter who reads the errors.
+    let deaf = |args: &[&str]| finish(command(&daemon).args(args).stdout(unread()).stderr(unread())).code;
+    for (args, code) in [
+        (&["--json", "pool", "destroy", "none"][..], 6),
+        (&["check", "tank", "--deep"], 4),
+        (&["pool", "list"], 0),
+        (&["pool"], 2),
+    ] {
+        assert_eq!(deaf(args), code, "{args:?}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let daemon = TestDaemon::start();
+    let full = |args: &[&str]| {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        finish(command(&daemon).args(args).stdout(full))
+    };
+    full(&["pool", "list"]).fails(1, &["cannot write to standard output", "No space"]);
+    full(&["help"]).fails(1, &["cannot write to standard output"]);
+    let ran = full(&["--json", "pool", "destroy", "none"]);
+    assert!(ran.code == 6 && ran.err.starts_with("qrvsa: there is no pool none"), "{ran:?}");
 }
