@@ -14,6 +14,7 @@ mod show;
 mod target;
 mod target_args;
 mod target_show;
+mod terminal;
 mod ui;
 mod vhdx;
 

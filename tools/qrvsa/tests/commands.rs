@@ -7,8 +7,9 @@ mod support;
 use std::fs::File;
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use qrvsa_api::*;
@@ -729,4 +730,72 @@ fn output_that_cannot_be_written_is_an_error() {
     full(&["help"]).fails(1, &["cannot write to standard output"]);
     let ran = full(&["--json", "pool", "destroy", "none"]);
     assert!(ran.code == 6 && ran.err.starts_with("qrvsa: there is no pool none"), "{ran:?}");
+}
+
+/// Runs the program on a terminal until it asks for a secret, and gives the terminal's two sides.
+fn until_it_asks(daemon: &TestDaemon, args: &[&str]) -> (Child, File, OwnedFd) {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let terminal = || Stdio::from(pty.slave.try_clone().unwrap());
+    let child = command(daemon).args(args).stdin(terminal()).stdout(Stdio::null()).stderr(terminal()).spawn().unwrap();
+    let mut screen = File::from(pty.master);
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"shown): ") {
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        shown.extend(byte);
+    }
+    (child, screen, pty.slave)
+}
+
+/// What else a terminal showed, once nobody uses it any more.
+fn rest(mut screen: File, terminal: OwnedFd) -> String {
+    drop(terminal);
+    let mut shown = Vec::new();
+    let _ = screen.read_to_end(&mut shown);
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
+fn shows_what_is_typed(terminal: &OwnedFd) -> bool {
+    nix::sys::termios::tcgetattr(terminal).unwrap().local_flags.contains(nix::sys::termios::LocalFlags::ECHO)
+}
+
+#[test]
+fn a_typed_secret_is_not_shown() {
+    const IQN: &str = "iqn.2026-01.test:t";
+    let daemon = TestDaemon::start();
+    eventually("a target on a free port", || {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        qrvsa(&daemon, &["target", "create", IQN, "--portal", &format!("127.0.0.1:{port}")]).code == 0
+    });
+    let add = ["target", "user", IQN, "add", "alice"];
+    let (mut child, mut keyboard, terminal) = until_it_asks(&daemon, &add);
+    assert!(!shows_what_is_typed(&terminal));
+    keyboard.write_all(b"wrong\x15not for all eyes\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(shows_what_is_typed(&terminal));
+    let shown = rest(keyboard, terminal);
+    assert_eq!(shown.trim(), "");
+    let kept = || std::fs::read_to_string(daemon.state_dir().join("targets.json")).unwrap();
+    assert!(kept().contains("\"not for all eyes\""), "{}", kept());
+
+    // It ends by a signal as other programs do, and the terminal is as it was.
+    let (mut child, keyboard, terminal) = until_it_asks(&daemon, &add);
+    assert!(!shows_what_is_typed(&terminal));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
+    assert!(shows_what_is_typed(&terminal));
+    assert_eq!(rest(keyboard, terminal).trim(), "");
+
+    // The end of the input, and a secret from a pipe.
+    let (mut child, mut keyboard, terminal) = until_it_asks(&daemon, &add);
+    keyboard.write_all(b"\x04").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert!(rest(keyboard, terminal).contains("the secret is empty"));
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"through a pipe\n").unwrap();
+    drop(writer);
+    let ran = finish(command(&daemon).args(["target", "user", IQN, "add", "bob"]).stdin(reader)).works();
+    assert_eq!(ran.err, "");
+    assert!(kept().contains("\"through a pipe\""), "{}", kept());
 }
