@@ -2,16 +2,26 @@
 import os
 
 import trees
-from lib import ROOT, Failure, check, is_mounted, options, run, same
+from lib import ROOT, Failure, binary, check, is_mounted, options, run, same
 from proc import is_live, loops_below, mounts_below, wait_gone
 from syscalls import read_file, write_file
 
 
-def make(t, *args, ok=True):
-    env = dict(os.environ, DEMO_DIR=t.path("demo"), DEMO_MNT=t.path("demo-mnt"), DEMO_SIZE="1G", SKIP_BUILD="1")
+def demo_env(t, mnt=None):
+    env = dict(os.environ, DEMO_DIR=t.path("demo"), DEMO_MNT=mnt or t.path("demo-mnt"), DEMO_SIZE="1G", SKIP_BUILD="1")
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         env.pop(name, None)
-    return run(["make", "-s", "-C", ROOT, *args], timeout=240, ok=ok, env=env)
+    return env
+
+
+def make(t, *args, ok=True, mnt=None):
+    result = run(["make", "-s", "-C", ROOT, *args], timeout=240, ok=ok, env=demo_env(t, mnt))
+    check(ok or result.rc != 0, "it worked: %s", result)
+    return result
+
+
+def answers(t):
+    return run([os.path.join(ROOT, "tools/demo/qrvsa.sh"), "pool", "list"], env=demo_env(t), ok=False).rc == 0
 
 
 def demo_pid(t):
@@ -73,3 +83,68 @@ def test_down_never_ends_a_stranger(t):
         f.write(kept)
     make(t, "down")
     check(not is_live(real), "the daemon runs after make down")
+
+
+@options(seconds=180)
+def test_names_as_people_write_them(t):
+    """The directory of the mount may have a blank in its name, and be written with a slash at its end or through a link."""
+    real = t.mkdir("real place")
+    os.symlink(real, t.path("link"))
+    mnt = t.path("link", "a mount") + "/"
+    mounted = os.path.join(real, "a mount")
+    t.defer(lambda: make(t, "down", "PURGE=1", mnt=mnt))
+    make(t, "up", mnt=mnt)
+    check(is_mounted(mounted), "not mounted")
+    make(t, "up", mnt=mnt)
+    same(mounts_below(real), [mounted], "mounts after a second make up")
+    make(t, "down", "PURGE=1", mnt=mnt)
+    same(mounts_below(real), [], "mounts after make down")
+    check(not os.path.exists(t.path("demo")) and not os.path.exists(mounted), "make down PURGE=1 left something")
+
+
+@options(seconds=180)
+def test_a_daemon_that_is_not_recorded(t):
+    """A daemon whose pid is not recorded is left alone, with its socket and its disks, and named; two make up start one."""
+    t.defer(make, t, "down", "PURGE=1")
+    ups = [t.spawn(["make", "-s", "-C", ROOT, "up"], log=t.path("up%d.log" % n), env=demo_env(t)) for n in range(2)]
+    for n, up in enumerate(ups):
+        check(up.wait(240) == 0, "make up failed: %s", read_file(t.path("up%d.log" % n)))
+    record = t.path("demo", "qrvsad.pid")
+    pid = demo_pid(t)
+    check(is_live(pid) and answers(t), "the recorded daemon does not serve")
+    disks = os.listdir(t.path("demo", "disks"))
+    kept = read_file(record)
+    # as a full disk leaves it
+    write_file(record, b"")
+    for args in (["up"], ["down", "PURGE=1"]):
+        said = make(t, *args, ok=False).err
+        check("kill %d" % pid in said, "make %s does not name the daemon: %s", " ".join(args), said)
+        check(is_live(pid) and answers(t) and is_mounted(t.path("demo-mnt")), "make %s ended something", " ".join(args))
+    same(sorted(os.listdir(t.path("demo", "disks"))), sorted(disks), "disks")
+    write_file(record, kept)
+    make(t, "down", "PURGE=1")
+    check(not is_live(pid), "the daemon runs after make down")
+
+    # a daemon that cannot be recorded is not started
+    os.makedirs(record)
+    said = make(t, "up", ok=False).err
+    check("cannot write %s" % record in said, "make up does not say what failed: %s", said)
+    os.rmdir(record)
+    check(not answers(t), "a daemon runs")
+    make(t, "down", "PURGE=1")
+
+
+@options(seconds=120)
+def test_a_pool_that_was_never_finished(t):
+    """Containers without a pool, as a make up leaves them that was killed: the next one says how to go on, and that works."""
+    t.defer(make, t, "down", "PURGE=1")
+    disks = os.path.join(t.mkdir("demo"), "disks")
+    os.mkdir(disks)
+    for n in range(4):
+        run([binary("qrvsa"), "vhdx", "create", os.path.join(disks, "disk%d.vhdx" % (n + 1)), "1G"])
+    said = make(t, "up", ok=False).err
+    check("make down PURGE=1" in said, "make up does not say how to go on: %s", said)
+    make(t, "down", "PURGE=1")
+    make(t, "up")
+    check(is_mounted(t.path("demo-mnt")), "not mounted")
+    make(t, "down", "PURGE=1")

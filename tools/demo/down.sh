@@ -3,6 +3,10 @@
 . "$(dirname "$0")/common.sh"
 [ "$(id -u)" = 0 ] || die "unmounting needs root: run it as root"
 
+alone
+pid=$(daemon_pid) || wait_until 5 state_free ||
+  die "a daemon that $PIDFILE does not name is at work in $STATE: nothing was stopped; end it (kill $(daemon_holder)), then: make down"
+
 if mounted "$DEMO_MNT"; then
   { daemon_answers && CLI_TIMEOUT=60 qrvsa umount "$DEMO_MNT"; } || umount "$DEMO_MNT" 2> /dev/null ||
     { say "$DEMO_MNT is busy or dead: detached, it goes when nobody uses it."; umount -l "$DEMO_MNT"; }
@@ -13,7 +17,7 @@ gone() {
   [ ! -d "/proc/$pid" ] ||
     awk '/^State:/ { zombie = $2 == "Z" } /^Threads:/ { alone = $2 <= 1 } END { exit !(zombie && alone) }' "/proc/$pid/status" 2> /dev/null
 }
-if pid=$(daemon_pid); then
+if [ -n "$pid" ]; then
   kill -TERM "$pid"
   if ! wait_until 60 gone; then
     say "The daemon (pid $pid) did not end in 60 s: killed. What it had acknowledged is safe."

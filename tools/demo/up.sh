@@ -12,6 +12,8 @@ if [ -z "${SKIP_BUILD:-}" ]; then
 fi
 [ -x "$BIN/qrvsad" ] && [ -x "$BIN/qrvsa" ] || die "$BIN has no qrvsad and qrvsa: build them first"
 
+mkdir -p "$DEMO_DIR" || die "cannot create $DEMO_DIR"
+alone
 mkdir -p "$STATE" "$DISKS" || die "cannot create $DEMO_DIR"
 chmod 700 "$DEMO_DIR"
 
@@ -22,9 +24,15 @@ else
     # alive, but not answering: starting up, or stuck
     wait_until 30 daemon_answers || die "the daemon (pid $pid) does not answer; see $LOG, then: make down"
   else
-    rm -f "$SOCKET"
-    setsid "$BIN/qrvsad" --socket "$SOCKET" --state "$STATE" < /dev/null >> "$LOG" 2>&1 &
-    echo $! > "$PIDFILE"
+    # one that was killed may still be going
+    wait_until 5 state_free ||
+      die "a daemon that $PIDFILE does not name is at work in $STATE: end it (kill $(daemon_holder)), then: make up"
+    setsid "$BIN/qrvsad" --socket "$SOCKET" --state "$STATE" < /dev/null >> "$LOG" 2>&1 9<&- &
+    if ! echo $! > "$PIDFILE"; then
+      kill $!
+      wait $!
+      die "cannot write $PIDFILE: is there space left? Nothing was started"
+    fi
     wait_until 60 daemon_answers || {
       tail -n 20 "$LOG" >&2
       die "the daemon did not start; its log is $LOG"
@@ -35,7 +43,7 @@ fi
 
 if ! qrvsa --json pool list | grep -q "\"name\": *\"$POOL\""; then
   if compgen -G "$DISKS/*.vhdx" > /dev/null || compgen -G "$DISKS/*.img" > /dev/null; then
-    qrvsa pool import --search "$DISKS" "$POOL" || die "the pool in $DISKS cannot be imported"
+    qrvsa pool import --search "$DISKS" "$POOL" || die "the pool in $DISKS cannot be imported; if nothing in it is worth keeping: make down PURGE=1, then make up"
   else
     qrvsa pool create "$POOL" --geometry 2+2 "vhdx:$DISKS"/disk{1,2,3,4}.vhdx:"$DEMO_SIZE" || die "the pool cannot be created"
   fi

@@ -7,8 +7,14 @@ step() {
   printf '== %s\n' "$*"
   "$@" || failed=1
 }
-mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
-mapfile -t pythons < <(git ls-files --cached --others --exclude-standard '*.py')
+# files PATTERN...: those of the repository. Whose checkout it is does not matter: nothing but its list of files is used.
+files() { git -c safe.directory='*' ls-files --cached --others --exclude-standard -- "$@"; }
+mapfile -t scripts < <(files '*.sh' .ci/run)
+mapfile -t pythons < <(files '*.py')
+if [ ${#scripts[@]} = 0 ] || [ ${#pythons[@]} = 0 ]; then
+  echo "lint.sh: git does not tell which files there are, so nothing was looked at: it needs git and a clone of the repository" >&2
+  exit 1
+fi
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 for s in "${scripts[@]}"; do bash -n "$s" || failed=1; done

@@ -22,8 +22,12 @@ for group in "$@"; do
       [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
       ;;
     mount) need fusermount3 fuse3 ;;
-    demo) need python3 python3 ;; # damage.sh
+    demo)
+      need python3 python3 # damage.sh
+      need flock util-linux
+      ;;
     lint)
+      need git git
       need shellcheck shellcheck
       need python3 python3
       python3 -c 'import pyflakes' 2> /dev/null || need pyflakes3 pyflakes3
@@ -39,6 +43,7 @@ for group in "$@"; do
       need rsync rsync
       need losetup mount
       need setpriv util-linux
+      need setsid util-linux
       need md5sum coreutils
       need find findutils
       compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql postgresql-contrib)

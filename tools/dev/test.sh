@@ -9,14 +9,31 @@ passed=0 failed=0
 log=$(mktemp)
 child=
 trap 'rm -f "$log"' EXIT
-trap '[ -z "$child" ] || kill -TERM "$child"; wait; exit 130' INT TERM HUP
 
-# Runs a part with its output kept in $log, which is whole when the part has ended, and shown.
+# group SIGNAL: to all that the part started, for which it is the leader of a group.
+group() { kill "-$1" -- "-$child" 2> /dev/null; }
+# Ends the part that runs, and waits until all of it is gone. Asked again, it does not wait.
+stop() {
+  trap '[ -z "$child" ] || group KILL; exit 130' INT TERM HUP
+  if [ -n "$child" ]; then
+    # it may not have become a leader yet
+    group TERM || kill -TERM "$child" 2> /dev/null
+    wait
+    local end=$((SECONDS + 20))
+    while group 0 && [ "$SECONDS" -lt "$end" ]; do sleep 0.1; done
+    ! group 0 || group KILL
+  fi
+  exit 130
+}
+trap stop INT TERM HUP
+
+# Runs a part with its output kept in $log, which is whole when the part has ended, and shown. It gets a session of its own,
+# so that all it starts can be ended with it.
 part() {
   printf '\n==== %s (after %d s)\n' "$1" $((SECONDS - begin))
   shift
   : > "$log"
-  "$@" >> "$log" 2>&1 &
+  setsid "$@" < /dev/null >> "$log" 2>&1 &
   child=$!
   # tail is this shell's child, not the part's: the system tests end every child that is not theirs to keep
   tail -n +1 -s 0.2 -f --pid="$child" "$log" 2> /dev/null &
@@ -62,7 +79,7 @@ rc=$?
 count $rc "$(sum '[0-9]+ passed')" "$(sum '[0-9]+ failed')"
 
 # The quick share of the simulator; `make test-quick` takes a tenth of it.
-states=200000 seeds=2000
+export states=200000 seeds=2000
 [ "$mode" = long ] || states=20000 seeds=200
 sim() {
   cargo build --profile sim --locked --quiet -p qrvsa-sim || return 1
@@ -71,7 +88,8 @@ sim() {
   "$bin" seeds --count "$seeds" --known tests/sim/known-seeds || rc=1
   return $rc
 }
-part "crash states and seeds" sim
+export -f sim
+part "crash states and seeds" bash -c sim
 rc=$?
 # each of the two is a test; one without its line of figures broke
 clean=$(grep -cE '^(crash states: [0-9]+ explored|seeds: [0-9]+ run), 0 violations$' "$log")

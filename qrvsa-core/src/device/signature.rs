@@ -12,27 +12,24 @@ use crate::error::{Error, ErrorKind, Result};
 const HEAD_BYTES: u64 = 512 << 10;
 /// Bytes examined at the end: two ZFS labels, and the 0.90 superblock of mdraid in the last 128 KiB.
 const TAIL_BYTES: u64 = 1 << 20;
+/// Blocks examined beyond the head: what VMFS writes, and where a second LUKS header may lie.
+const FAR_BLOCKS: [u64; 4] = [512 << 10, 1 << 20, 2 << 20, 4 << 20];
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The two ends of a device.
+/// What was read of a device: its two ends, and blocks between.
 struct Ends {
-    head: Vec<u8>,
-    tail: Vec<u8>,
+    /// Where each run begins, and its bytes.
+    runs: Vec<(u64, Vec<u8>)>,
     size: u64,
 }
 
 impl Ends {
     /// Bytes at `offset` from the start, if examined.
     fn at(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let range = |bytes: &[u8], from: u64| {
-            let from = usize::try_from(from).ok()?;
-            (from.checked_add(len)? <= bytes.len()).then_some(from..from.checked_add(len)?)
-        };
-        if let Some(range) = range(&self.head, offset) {
-            return self.head.get(range);
-        }
-        let from = offset.checked_sub(self.size - self.tail.len() as u64)?;
-        self.tail.get(range(&self.tail, from)?)
+        self.runs.iter().find_map(|(start, bytes)| {
+            let from = usize::try_from(offset.checked_sub(*start)?).ok()?;
+            bytes.get(from..from.checked_add(len)?)
+        })
     }
 
     fn has(&self, offset: u64, magic: &[u8]) -> bool {
@@ -60,20 +57,78 @@ const FIXED: &[(u64, &[u8], &str)] = &[
     (54, b"FAT16   ", "a FAT filesystem"),
     (82, b"FAT32   ", "a FAT filesystem"),
     (0, b"LUKS\xba\xbe", "a LUKS encrypted volume"),
-    (0x4000, b"SKUL\xba\xbe", "a LUKS encrypted volume (second header)"),
     (0, b"vhdxfile", "a VHDX image"),
     (0, b"conectix", "a VHD image"),
     (0, b"QFI\xfb", "a QCOW image"),
     (0, b"KDMV", "a VMDK image"),
     (0, b"<<< Oracle VM VirtualBox Disk Image >>>", "a VDI image"),
     (0, b"hsqs", "a SquashFS filesystem"),
+    (0, b"sqsh", "a SquashFS filesystem"),
+    (0, b"\0\0\0ReFS\0", "a ReFS filesystem"),
+    (0, b"dmvdo001", "a VDO volume"),
+    (32, b"NXSB", "an APFS container"),
+    (32, b"ORCLDISK", "an Oracle ASM disk"),
+    (0x204, STRATIS, "a Stratis pool member"),
+    (0x1204, STRATIS, "a Stratis pool member"),
     (0, b"bluestore block device", "a Ceph BlueStore device"),
     (0x400, b"\x10\x20\xf5\xf2", "an F2FS filesystem"),
+    (0x400, b"\xe2\xe1\xf5\xe0", "an EROFS filesystem"),
+    // revision 2.0, then the magic
+    (0x400, &[2, 0, 0, 0, 0, 0, 0x34, 0x34], "a NILFS2 filesystem"),
+    // the magic, then the version that belongs to it
+    (0x400, b"H+\0\x04", "an HFS+ filesystem"),
+    (0x400, b"HX\0\x05", "an HFS+ filesystem"),
+    // the third block, whatever a block is
+    (0x400, b"OCFSV2", "an OCFS2 filesystem"),
+    (0x800, b"OCFSV2", "an OCFS2 filesystem"),
+    (0x1000, b"OCFSV2", "an OCFS2 filesystem"),
+    (0x2000, b"OCFSV2", "an OCFS2 filesystem"),
+    (0x2000, b"OracleCFS", "an OCFS filesystem"),
+    (0x2014, b"ReIsErFs", "a ReiserFS filesystem"),
+    (0x2034, b"ReIsErFs", "a ReiserFS filesystem"),
     (0x8000, b"JFS1", "a JFS filesystem"),
     (0x8001, b"CD001", "an ISO 9660 filesystem"),
+    // any of the descriptors with which a volume of ECMA-167 may begin
+    (0x8001, b"BEA01", "a UDF filesystem"),
+    (0x8001, b"BOOT2", "a UDF filesystem"),
+    (0x8001, b"CDW02", "a UDF filesystem"),
+    (0x8001, b"NSR02", "a UDF filesystem"),
+    (0x8001, b"NSR03", "a UDF filesystem"),
+    (0x8001, b"TEA01", "a UDF filesystem"),
+    (0x1_0000, b"\x01\x16\x19\x70", "a GFS2 filesystem"),
+    (0x1_0000, b"ReIsEr4", "a Reiser4 filesystem"),
     (0x1_0034, b"ReIsEr", "a ReiserFS filesystem"),
     (0x1018, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a bcache or bcachefs device"),
     (0x1018, b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef", "a bcachefs filesystem"),
+    (1 << 20, b"\x0d\xd0\x01\xc0", "a VMFS volume member"),
+    (2 << 20, b"\x5e\xf1\xab\x2f", "a VMFS filesystem"),
+];
+
+const STRATIS: &[u8] = b"!Stra0tis\x86\xff\x02^Arh";
+
+/// Magic bytes at a fixed distance before the end.
+const BEFORE_END: &[(u64, &[u8], &str)] = &[
+    // in the last sector but one, of 512 or 4096 bytes
+    (1024, b"Intel Raid ISM Cfg Sig. ", "an Intel RAID member"),
+    (8192, b"Intel Raid ISM Cfg Sig. ", "an Intel RAID member"),
+    // the anchor header of DDF, and the place 256 sectors before it that some controllers take; in either byte order
+    (512, b"\xde\x11\xde\x11", "a DDF RAID member"),
+    (512, b"\x11\xde\x11\xde", "a DDF RAID member"),
+    (257 * 512, b"\xde\x11\xde\x11", "a DDF RAID member"),
+    (257 * 512, b"\x11\xde\x11\xde", "a DDF RAID member"),
+    (512, b"\x37\xfc\x4d\x1e", "an Adaptec RAID member"),
+    (512, b"$XIDE$", "an LSI RAID member"),
+    (1024, b"NVIDIA", "an NVIDIA RAID member"),
+    // 60 bytes into the last block: of version 8, not closed, of version 9
+    (4096 - 60, b"\x83\x74\x02\x6b", "a DRBD device"),
+    (4096 - 60, b"\x83\x74\x02\x6c", "a DRBD device"),
+    (4096 - 60, b"\x83\x74\x02\x6d", "a DRBD device"),
+    // the second volume header
+    (1024, b"H+\0\x04", "an HFS+ filesystem"),
+    (1024, b"HX\0\x05", "an HFS+ filesystem"),
+    (512, b"conectix", "a VHD image"),
+    (512, b"EFI PART", "a GPT partition table"),
+    (4096, b"EFI PART", "a GPT partition table"),
 ];
 
 const MDRAID_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
@@ -84,23 +139,32 @@ const MDRAID_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
 /// # Errors
 /// [`ErrorKind::Io`] if the device cannot be read: then nothing is known.
 pub fn contains_foreign_data(dev: &Arc<dyn Device>) -> Result<Option<String>> {
-    let ends = read_ends(dev)?;
+    let size = dev.info().size_bytes;
+    let far = FAR_BLOCKS.into_iter().filter(|offset| offset + BLOCK_SIZE as u64 <= size);
+    let mut runs = both_ends(size, HEAD_BYTES, TAIL_BYTES);
+    runs.extend(far.map(|offset| (offset, BLOCK_SIZE as u64)));
+    let ends = Ends { runs: read_runs(dev, &runs)?, size };
     Ok(detect(&ends).map(str::to_string))
 }
 
-fn read_ends(dev: &Arc<dyn Device>) -> Result<Ends> {
-    let size = dev.info().size_bytes;
+/// Offset and length of what lies at the ends of a device of `size` bytes, a multiple of 4 KiB as the lengths are.
+fn both_ends(size: u64, head: u64, tail: u64) -> Vec<(u64, u64)> {
+    vec![(0, size.min(head)), (size - size.min(tail), size.min(tail))]
+}
+
+/// Reads runs, each an offset and a length; returns each with its offset.
+fn read_runs(dev: &Arc<dyn Device>, runs: &[(u64, u64)]) -> Result<Vec<(u64, Vec<u8>)>> {
     let mut batch = IoBatch::new();
-    for (offset, len) in [(0, size.min(HEAD_BYTES)), (size - size.min(TAIL_BYTES), size.min(TAIL_BYTES))] {
-        let len = usize::try_from(len).expect("at most a mebibyte");
+    for (offset, len) in runs {
+        let len = usize::try_from(*len).expect("at most a mebibyte");
         let bufs = (0..len / BLOCK_SIZE).map(|_| AlignedBuf::zeroed(BLOCK_SIZE)).collect();
-        batch.push(dev, Request::Read { offset, bufs });
+        batch.push(dev, Request::Read { offset: *offset, bufs });
     }
-    let mut runs = Vec::new();
-    for outcome in batch.wait(READ_DEADLINE) {
+    let mut found = Vec::new();
+    for ((offset, _), outcome) in runs.iter().zip(batch.wait(READ_DEADLINE)) {
         let path = dev.info().path.display();
         match outcome {
-            Outcome::Done(bufs) => runs.push(bufs.iter().flat_map(|b| b.iter().copied()).collect::<Vec<u8>>()),
+            Outcome::Done(bufs) => found.push((*offset, bufs.iter().flat_map(|b| b.iter().copied()).collect())),
             Outcome::Failed(error) => {
                 let what = format!("cannot tell what is on {path}");
                 return Err(Error::new(ErrorKind::Io, what).with_source(error));
@@ -108,20 +172,24 @@ fn read_ends(dev: &Arc<dyn Device>) -> Result<Ends> {
             Outcome::TimedOut => crate::fail!(Io, "cannot tell what is on {path}: it does not answer"),
         }
     }
-    let tail = runs.pop().unwrap_or_default();
-    let head = runs.pop().unwrap_or_default();
-    Ok(Ends { head, tail, size })
+    Ok(found)
 }
 
 fn detect(ends: &Ends) -> Option<&'static str> {
     let fixed = FIXED.iter().find(|(offset, magic, _)| ends.has(*offset, magic)).map(|(_, _, name)| *name);
     fixed
         .or_else(|| ext(ends))
+        .or_else(|| apple(ends))
+        .or_else(|| ufs(ends))
+        .or_else(|| luks(ends))
         .or_else(|| swap(ends))
         .or_else(|| lvm(ends))
         .or_else(|| mdraid(ends))
         .or_else(|| zfs(ends))
-        .or_else(|| trailers(ends))
+        .or_else(|| {
+            let found = BEFORE_END.iter().find(|(distance, magic, _)| ends.has_before_end(*distance, magic));
+            found.map(|(_, _, name)| *name)
+        })
         .or_else(|| partition_table(ends))
 }
 
@@ -140,6 +208,40 @@ fn ext(ends: &Ends) -> Option<&'static str> {
         (false, true) => "an ext3 filesystem",
         (false, false) => "an ext2 filesystem",
     })
+}
+
+/// What has two letters only for a magic, and needs more to be believed.
+fn apple(ends: &Ends) -> Option<&'static str> {
+    const HFS: u64 = 0x400;
+    // version 1, a block of the type that begins a volume
+    if ends.has(88, b"CS") && ends.has(8, &[1, 0, 0x10, 0]) {
+        return Some("a Core Storage volume");
+    }
+    if !ends.has(HFS, b"BD") {
+        return None;
+    }
+    // HFS+ in a wrapper for systems that did not know it
+    if ends.has(HFS + 0x7c, b"H+") || ends.has(HFS + 0x7c, b"HX") {
+        return Some("an HFS+ filesystem");
+    }
+    let block = ends.u32_le(HFS + 0x14)?.swap_bytes();
+    let label = *ends.at(HFS + 0x24, 1)?.first()?;
+    (block > 0 && block.is_multiple_of(512) && (1..28).contains(&label)).then_some("an HFS filesystem")
+}
+
+fn ufs(ends: &Ends) -> Option<&'static str> {
+    const MAGICS: [u32; 6] = [0x0001_1954, 0x1954_0119, 0x0019_5612, 0x0009_5014, 0x0061_2195, 0x0523_1994];
+    let found = [0, 8 << 10, 64 << 10, 256 << 10].into_iter().any(|superblock| {
+        let magic = ends.u32_le(superblock + 0x55c);
+        magic.is_some_and(|m| MAGICS.contains(&m) || MAGICS.contains(&m.swap_bytes()))
+    });
+    found.then_some("a UFS filesystem")
+}
+
+/// The first header of LUKS is found by its fixed place; the second lies where the first one ends.
+fn luks(ends: &Ends) -> Option<&'static str> {
+    let found = (14..=22).any(|power| ends.has(1 << power, b"SKUL\xba\xbe"));
+    found.then_some("a LUKS encrypted volume (second header)")
 }
 
 fn swap(ends: &Ends) -> Option<&'static str> {
@@ -178,17 +280,12 @@ fn zfs(ends: &Ends) -> Option<&'static str> {
     labels.into_iter().flatten().any(ring).then_some("a ZFS pool member")
 }
 
-/// Images and tables that are recognised by their end.
-fn trailers(ends: &Ends) -> Option<&'static str> {
-    if ends.has_before_end(512, b"conectix") {
-        return Some("a VHD image");
-    }
-    (ends.has_before_end(512, b"EFI PART") || ends.has_before_end(4096, b"EFI PART")).then_some("a GPT partition table")
-}
-
 fn partition_table(ends: &Ends) -> Option<&'static str> {
     if ends.has(512, b"EFI PART") || ends.has(4096, b"EFI PART") {
         return Some("a GPT partition table");
+    }
+    if ends.has(512, b"PM\0\0") {
+        return Some("an Apple partition map");
     }
     if !ends.has(510, &[0x55, 0xaa]) {
         return None;
@@ -228,6 +325,7 @@ mod tests {
         assert_eq!(found(&[]), None);
         assert_eq!(found(&[(0, b"some other text"), (4096, b"more"), (SIZE - 4096, b"end")]), None);
         assert_eq!(found(&[(0x438, &[0x53, 0xef])]), None, "two bytes alone are no superblock");
+        assert_eq!(found(&[(0x400, b"BD"), (88, b"CS")]), None, "nor these");
         let (tiny, _) = SimDevice::create(SimConfig::new(4096));
         assert_eq!(contains_foreign_data(&tiny).unwrap(), None);
     }
@@ -237,6 +335,21 @@ mod tests {
         for (offset, magic, name) in FIXED {
             assert_eq!(found(&[(*offset, magic)]).as_deref(), Some(*name));
         }
+        for (distance, magic, name) in BEFORE_END {
+            assert_eq!(found(&[(SIZE - distance, magic)]).as_deref(), Some(*name));
+        }
+    }
+
+    /// Places that a small device does not have are not looked at, those that it has are.
+    #[test]
+    fn places_beyond_a_small_device() {
+        for size in [4096, 64 << 10, 512 << 10, 1 << 20, (2 << 20) + 4096] {
+            let (device, _) = SimDevice::create(SimConfig::new(size));
+            assert_eq!(contains_foreign_data(&device).unwrap(), None);
+        }
+        let (device, control) = SimDevice::create(SimConfig::new((2 << 20) + 4096));
+        control.overwrite(2 << 20, b"\x5e\xf1\xab\x2f");
+        assert_eq!(contains_foreign_data(&device).unwrap().as_deref(), Some("a VMFS filesystem"));
     }
 
     #[test]
@@ -260,8 +373,15 @@ mod tests {
             (&[(128 << 10, &uberblock.to_le_bytes())], "a ZFS pool member"),
             (&[(SIZE - 1024, &uberblock.to_be_bytes())], "a ZFS pool member"),
             (&[(SIZE - (384 << 10), &uberblock.to_le_bytes())], "a ZFS pool member"),
-            (&[(SIZE - 512, b"conectix")], "a VHD image"),
-            (&[(SIZE - 512, b"EFI PART")], "a GPT partition table"),
+            (&[(0x400, b"BD"), (0x47c, b"H+")], "an HFS+ filesystem"),
+            (&[(0x400, b"BD"), (0x416, &[2, 0]), (0x424, &[4])], "an HFS filesystem"),
+            (&[(8, &[1, 0, 0x10, 0]), (88, b"CS")], "a Core Storage volume"),
+            (&[(0x1_055c, &0x1954_0119u32.to_le_bytes())], "a UFS filesystem"),
+            (&[(0x255c, &0x0001_1954u32.to_be_bytes())], "a UFS filesystem"),
+            (&[(16 << 10, b"SKUL\xba\xbe")], "a LUKS encrypted volume (second header)"),
+            (&[(512 << 10, b"SKUL\xba\xbe")], "a LUKS encrypted volume (second header)"),
+            (&[(4 << 20, b"SKUL\xba\xbe")], "a LUKS encrypted volume (second header)"),
+            (&[(512, b"PM\0\0")], "an Apple partition map"),
             (&[(512, b"EFI PART")], "a GPT partition table"),
             (&[(446, &partition), (510, &[0x55, 0xaa])], "an MBR partition table"),
             (&[(446, b"boot code"), (510, &[0x55, 0xaa])], "a boot sector"),
@@ -289,6 +409,11 @@ mod tests {
             ("mkfs.btrfs", &["-q", "-f"], 128 << 20, "a btrfs filesystem"),
             ("mkfs.vfat", &[], 16 << 20, "a FAT filesystem"),
             ("mkfs.ntfs", &["-Q", "-F", "-q"], 16 << 20, "an NTFS filesystem"),
+            ("mkfs.f2fs", &["-q", "-f"], 128 << 20, "an F2FS filesystem"),
+            ("mkfs.hfsplus", &[], 16 << 20, "an HFS+ filesystem"),
+            ("mkfs.jfs", &["-q"], 32 << 20, "a JFS filesystem"),
+            ("mkfs.nilfs2", &["-q"], 256 << 20, "a NILFS2 filesystem"),
+            ("mkfs.udf", &[], 16 << 20, "a UDF filesystem"),
             ("mkswap", &["-q"], 16 << 20, "swap space"),
         ];
         let dir = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use qrvsa_api::{
 use serde::Serialize;
 
 use crate::args::{Cli, Command, Debug, Fs, Generate, Job, Mount, Pool, Volume};
-use crate::ui::{ask_terminal, clean, print, print_json, with_confirmation};
+use crate::ui::{ask_terminal, clean, print, print_json, tell, with_confirmation};
 use crate::{helper, paths, progress, show, target};
 
 /// The exit code for problems that were found and not repaired.
@@ -134,7 +134,7 @@ impl Session {
                     lines.collect()
                 })?;
                 for failure in &result.failed {
-                    eprintln!("qrvsa: {}: {}", clean(&failure.name), failure.error);
+                    tell(&format!("qrvsa: {}: {}", clean(&failure.name), failure.error));
                 }
                 // The pool that was asked for is here: what else has its name is told of, and that is all.
                 let done = |failure: &Failure| {

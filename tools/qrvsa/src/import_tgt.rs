@@ -209,7 +209,7 @@ pub fn run(session: &Session, file: &Path, dry_run: bool) -> Result<u8, ApiError
         )?;
     let tell = || {
         for note in &notes {
-            eprintln!("qrvsa: note: {}", clean(note));
+            crate::ui::tell(&format!("qrvsa: note: {}", clean(note)));
         }
     };
     if dry_run {

@@ -14,6 +14,7 @@ mod show;
 mod target;
 mod target_args;
 mod target_show;
+mod terminal;
 mod ui;
 mod vhdx;
 
@@ -32,23 +33,21 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) if matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion) => {
             ui::print(&e.render().to_string());
-            return ExitCode::SUCCESS;
+            return ExitCode::from(ui::exit_code(0));
         }
         Err(e) => {
-            eprintln!("qrvsa: {}", usage_line(&e));
+            ui::tell(&format!("qrvsa: {}", usage_line(&e)));
             return ExitCode::from(2);
         }
     };
-    match commands::run(&cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(e) => {
-            if cli.json {
-                ui::print_json(&e);
-            }
-            eprintln!("qrvsa: {e}");
-            ExitCode::from(e.kind.exit_code())
+    let code = commands::run(&cli).unwrap_or_else(|e| {
+        ui::tell(&format!("qrvsa: {e}"));
+        if cli.json {
+            ui::print_json(&e);
         }
-    }
+        e.kind.exit_code()
+    });
+    ExitCode::from(ui::exit_code(code))
 }
 
 /// The first paragraph of a usage error as one line, with a hint.

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use qrvsa_api::{ApiError, Client, ErrorKind, JobInfo, JobKind, JobState};
 
 use crate::show::job_progress;
-use crate::ui::clean;
+use crate::ui::{clean, tell};
 
 const POLL_MIN: Duration = Duration::from_millis(20);
 const POLL_MAX: Duration = Duration::from_millis(500);
@@ -87,7 +87,7 @@ impl Progress {
             }
             Progress::Lines { last } => {
                 if let Some(line) = line(last, job, now) {
-                    eprintln!("{line}");
+                    tell(&line);
                 }
             }
         }

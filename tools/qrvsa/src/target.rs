@@ -143,7 +143,7 @@ fn user(session: &Session, iqn: &str, change: &User) -> Result<u8, ApiError> {
     session.show(&client.change_user(iqn, add, &request)?, show::access)
 }
 
-/// The secret: the first line of a file or of standard input.
+/// The secret: the first line of a file or of standard input, not shown on a terminal.
 fn secret(file: Option<&Path>) -> Result<String, ApiError> {
     let mut line = String::new();
     let failed = |e: io::Error, what: &str| {
@@ -156,11 +156,12 @@ fn secret(file: Option<&Path>) -> Result<String, ApiError> {
             let file = std::fs::File::open(path).map_err(|e| failed(e, &name))?;
             io::BufReader::new(file.take(SECRET_BYTES_MAX + 2)).read_line(&mut line).map_err(|e| failed(e, &name))?;
         }
+        None if io::stdin().is_terminal() => {
+            line = crate::terminal::read_hidden("Secret (it is not shown): ", SECRET_BYTES_MAX + 2)
+                .map_err(|e| failed(e, "the terminal"))?;
+        }
         None => {
             let stdin = io::stdin();
-            if stdin.is_terminal() {
-                eprint!("Secret (it is shown as you type): ");
-            }
             stdin.lock().take(SECRET_BYTES_MAX + 2).read_line(&mut line).map_err(|e| failed(e, "standard input"))?;
         }
     }

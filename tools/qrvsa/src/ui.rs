@@ -1,23 +1,58 @@
 //! What a person sees and is asked: output, tables, questions.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use qrvsa_api::{ApiError, ErrorKind};
 use serde::Serialize;
 
-/// Writes to standard output. A reader that went away (`| head`) ends the program quietly.
+/// What has become of standard output.
+static OUTPUT: AtomicU8 = AtomicU8::new(TAKEN);
+/// All was written.
+const TAKEN: u8 = 0;
+/// Its reader went away, as that of `| head` does.
+const UNREAD: u8 = 1;
+/// It could not be written to.
+const FAILED: u8 = 2;
+
+/// Writes to standard output. When that cannot be written to any more, nothing more is written, and the command goes on: what
+/// it does, and the code it ends with, do not hang on who reads.
 pub fn print(text: &str) {
+    if !is_read() {
+        return;
+    }
     let mut out = io::stdout().lock();
     if let Err(e) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        std::process::exit(if e.kind() == io::ErrorKind::BrokenPipe { 0 } else { 1 });
+        if e.kind() == io::ErrorKind::BrokenPipe {
+            OUTPUT.store(UNREAD, Ordering::Relaxed);
+        } else {
+            OUTPUT.store(FAILED, Ordering::Relaxed);
+            tell(&format!("qrvsa: cannot write to standard output: {e}"));
+        }
     }
+}
+
+/// Whether what is printed arrives.
+pub fn is_read() -> bool {
+    OUTPUT.load(Ordering::Relaxed) == TAKEN
+}
+
+/// The exit code of the program for that of its command: an answer that could not be written is a failure, one that nobody
+/// waited for is not.
+pub fn exit_code(code: u8) -> u8 {
+    if code == 0 && OUTPUT.load(Ordering::Relaxed) == FAILED { 1 } else { code }
+}
+
+/// Writes a line to standard error. That nobody reads it changes nothing.
+pub fn tell(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Writes an answer as JSON.
 pub fn print_json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
         Ok(text) => print(&format!("{text}\n")),
-        Err(e) => eprintln!("qrvsa: the answer cannot be written as JSON: {e}"),
+        Err(e) => tell(&format!("qrvsa: the answer cannot be written as JSON: {e}")),
     }
 }
 

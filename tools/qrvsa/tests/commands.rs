@@ -7,10 +7,10 @@ mod support;
 use std::fs::File;
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::atomic::Ordering;
 
 use qrvsa_api::*;
 use serde_json::Value;
@@ -698,10 +698,110 @@ fn files_for_packages() {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let daemon = TestDaemon::start();
-    let mut child =
-        command(&daemon).args(["help", "pool"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
-    assert_eq!(daemon.world.sync_gate.waiting.load(Ordering::SeqCst), 0);
+    daemon.pool("tank");
+    let unread = || std::io::pipe().unwrap().1;
+    let run = |args: &[&str]| finish(command(&daemon).args(args).stdout(unread()));
+    for args in [&["help", "pool"][..], &["pool", "list"], &["pool", "list", "--json"], &["pool", "sync", "tank"]] {
+        let ran = run(args);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{args:?}");
+    }
+    // What fails fails as ever, and says so.
+    run(&["--json", "pool", "destroy", "none"]).fails(6, &["no pool none"]);
+    run(&["--json", "pool", "destroy", "tank"]).fails(5, &["--force"]);
+    *daemon.world.check_problems.lock() = vec!["row 7 is used twice".into()];
+    for args in [&["check", "tank", "--deep"][..], &["check", "tank", "--json"]] {
+        let ran = run(args);
+        assert!(ran.code == 4 && ran.err.contains("finished"), "{ran:?}");
+    }
+    // Nor does it matter who reads the errors.
+    let deaf = |args: &[&str]| finish(command(&daemon).args(args).stdout(unread()).stderr(unread())).code;
+    for (args, code) in [
+        (&["--json", "pool", "destroy", "none"][..], 6),
+        (&["check", "tank", "--deep"], 4),
+        (&["pool", "list"], 0),
+        (&["pool"], 2),
+    ] {
+        assert_eq!(deaf(args), code, "{args:?}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let daemon = TestDaemon::start();
+    let full = |args: &[&str]| {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        finish(command(&daemon).args(args).stdout(full))
+    };
+    full(&["pool", "list"]).fails(1, &["cannot write to standard output", "No space"]);
+    full(&["help"]).fails(1, &["cannot write to standard output"]);
+    let ran = full(&["--json", "pool", "destroy", "none"]);
+    assert!(ran.code == 6 && ran.err.starts_with("qrvsa: there is no pool none"), "{ran:?}");
+}
+
+/// Runs the program on a terminal until it asks for a secret, and gives the terminal's two sides.
+fn until_it_asks(daemon: &TestDaemon, args: &[&str]) -> (Child, File, OwnedFd) {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let terminal = || Stdio::from(pty.slave.try_clone().unwrap());
+    let child = command(daemon).args(args).stdin(terminal()).stdout(Stdio::null()).stderr(terminal()).spawn().unwrap();
+    let mut screen = File::from(pty.master);
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"shown): ") {
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        shown.extend(byte);
+    }
+    (child, screen, pty.slave)
+}
+
+/// What else a terminal showed, once nobody uses it any more.
+fn rest(mut screen: File, terminal: OwnedFd) -> String {
+    drop(terminal);
+    let mut shown = Vec::new();
+    let _ = screen.read_to_end(&mut shown);
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
+fn shows_what_is_typed(terminal: &OwnedFd) -> bool {
+    nix::sys::termios::tcgetattr(terminal).unwrap().local_flags.contains(nix::sys::termios::LocalFlags::ECHO)
+}
+
+#[test]
+fn a_typed_secret_is_not_shown() {
+    const IQN: &str = "iqn.2026-01.test:t";
+    let daemon = TestDaemon::start();
+    eventually("a target on a free port", || {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        qrvsa(&daemon, &["target", "create", IQN, "--portal", &format!("127.0.0.1:{port}")]).code == 0
+    });
+    let add = ["target", "user", IQN, "add", "alice"];
+    let (mut child, mut keyboard, terminal) = until_it_asks(&daemon, &add);
+    assert!(!shows_what_is_typed(&terminal));
+    keyboard.write_all(b"wrong\x15not for all eyes\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(shows_what_is_typed(&terminal));
+    let shown = rest(keyboard, terminal);
+    assert_eq!(shown.trim(), "");
+    let kept = || std::fs::read_to_string(daemon.state_dir().join("targets.json")).unwrap();
+    assert!(kept().contains("\"not for all eyes\""), "{}", kept());
+
+    // It ends by a signal as other programs do, and the terminal is as it was.
+    let (mut child, keyboard, terminal) = until_it_asks(&daemon, &add);
+    assert!(!shows_what_is_typed(&terminal));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
+    assert!(shows_what_is_typed(&terminal));
+    assert_eq!(rest(keyboard, terminal).trim(), "");
+
+    // The end of the input, and a secret from a pipe.
+    let (mut child, mut keyboard, terminal) = until_it_asks(&daemon, &add);
+    keyboard.write_all(b"\x04").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert!(rest(keyboard, terminal).contains("the secret is empty"));
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"through a pipe\n").unwrap();
+    drop(writer);
+    let ran = finish(command(&daemon).args(["target", "user", IQN, "add", "bob"]).stdin(reader)).works();
+    assert_eq!(ran.err, "");
+    assert!(kept().contains("\"through a pipe\""), "{}", kept());
 }

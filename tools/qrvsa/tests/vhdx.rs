@@ -68,6 +68,42 @@ fn a_repair_tells_what_is_wrong_with_the_parents() {
     }
 }
 
+/// What a command tells with its code it tells whether or not anybody reads the rest.
+#[test]
+fn codes_do_not_hang_on_who_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    works(dir, &["create", "p.vhdx", "10M", "--block-size", "1M"]);
+    works(dir, &["create", "c.vhdx", "--parent", "p.vhdx"]);
+    works(dir, &["create", "d.vhdx", "10M", "--block-size", "1M"]);
+    std::fs::remove_file(dir.join("p.vhdx")).unwrap();
+    std::fs::write(dir.join("x.vhdx"), "no image").unwrap();
+    for json in [&[][..], &["--json"]] {
+        for (args, code, says) in [
+            (["check", "d.vhdx"], 0, ""),
+            (["map", "d.vhdx"], 0, ""),
+            (["info", "d.vhdx"], 0, ""),
+            (["check", "c.vhdx"], 1, ""),
+            (["repair", "c.vhdx"], 1, ""),
+            (["check", "x.vhdx"], 2, "x.vhdx"),
+            (["info", "x.vhdx"], 8, "x.vhdx"),
+        ] {
+            let ran = Command::new(env!("CARGO_BIN_EXE_qrvsa"))
+                .current_dir(dir)
+                .arg("vhdx")
+                .args(args)
+                .args(json)
+                .stdin(std::process::Stdio::null())
+                .stdout(std::io::pipe().unwrap().1)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&ran.stderr).into_owned();
+            assert_eq!(ran.status.code(), Some(code), "{args:?}: {text}");
+            assert!(if says.is_empty() { text.is_empty() } else { text.contains(says) }, "{args:?}: {text}");
+        }
+    }
+}
+
 #[test]
 fn errors_name_what_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();

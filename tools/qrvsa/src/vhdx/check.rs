@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::failed;
 use super::progress::Bar;
-use crate::ui::{clean, print, print_json};
+use crate::ui::{clean, print, print_json, tell};
 
 /// Exit codes of both.
 const CLEAN: u8 = 0;
@@ -70,6 +70,7 @@ pub fn repair(path: &Path, dry_run: bool, json: bool) -> Result<u8, ApiError> {
 
 fn unreadable(path: &Path, e: &qrvsa_core::Error, json: bool) -> u8 {
     let error = failed(e);
+    tell(&format!("qrvsa: {}: {error}", clean(&path.display().to_string())));
     if json {
         print_json(&json!({
             "file": path.display().to_string(),
@@ -79,7 +80,6 @@ fn unreadable(path: &Path, e: &qrvsa_core::Error, json: bool) -> u8 {
             "hint": error.hint,
         }));
     }
-    eprintln!("qrvsa: {}: {error}", clean(&path.display().to_string()));
     UNREADABLE
 }
 

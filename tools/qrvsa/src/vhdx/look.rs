@@ -3,6 +3,7 @@
 use std::io::{BufRead, Write};
 use std::path::Path;
 
+use nix::errno::Errno;
 use qrvsa_api::ApiError;
 use qrvsa_core::device::size::{format_size, parse_size};
 use qrvsa_core::vhdx::format::{FileIdentifier, PayloadState};
@@ -11,7 +12,7 @@ use qrvsa_core::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::{answer, failed};
-use crate::ui::{clean, print, print_json, table};
+use crate::ui::{clean, is_read, print, print_json, table};
 
 /// Runs `vhdx info`.
 pub fn info(path: &Path, json: bool) -> Result<u8, ApiError> {
@@ -146,6 +147,10 @@ pub fn map(path: &Path, json: bool) -> Result<u8, ApiError> {
         print(&format!("{:>18} {:>18} {:>5}  CONTENTS\n", "OFFSET", "LENGTH", "DEPTH"));
     }
     let result = image.for_each_extent(&mut |extent| {
+        if !is_read() {
+            // nobody waits for the rest
+            return Err(Error::new(ErrorKind::Posix(Errno::EPIPE), "the map is not read"));
+        }
         if json {
             print(&format!("{}{}", if first { "\n" } else { ",\n" }, extent_json(&extent)));
             first = false;
@@ -161,7 +166,10 @@ pub fn map(path: &Path, json: bool) -> Result<u8, ApiError> {
     if json {
         print("\n]\n");
     }
-    result.map(|()| 0).map_err(|e| failed(&e))
+    match result {
+        Err(e) if is_read() => Err(failed(&e)),
+        _ => Ok(0),
+    }
 }
 
 fn extent_json(extent: &MapExtent) -> Value {

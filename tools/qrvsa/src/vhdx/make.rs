@@ -22,7 +22,7 @@ use super::progress::Bar;
 use super::volume::{self, Wanted, Words, told};
 use super::{answer, block_size_for, failed};
 use crate::interrupt::Interrupt;
-use crate::ui::{ask_terminal, clean, with_confirmation};
+use crate::ui::{ask_terminal, clean, tell, with_confirmation};
 
 /// Runs `vhdx create`.
 pub fn create(create: &Create, json: bool) -> Result<u8, ApiError> {
@@ -105,7 +105,7 @@ pub fn convert(args: &Convert, socket: &Path, json: bool) -> Result<u8, ApiError
         Place::Volume(name) => {
             let info = client.volume(name)?;
             if info.in_use {
-                eprintln!("qrvsa: volume {name} is in use: what is written to it meanwhile may be copied or not");
+                tell(&format!("qrvsa: volume {name} is in use: what is written to it meanwhile may be copied or not"));
             }
             ConvertSource::Disk(Box::new(volume::Source::new(Rc::clone(&client), info, Rc::clone(&words))))
         }
