@@ -163,7 +163,8 @@ pub struct ImportPools {
     /// Directories (or single devices) to look in besides the daemon's own list.
     #[serde(default)]
     pub search: Vec<PathBuf>,
-    /// Only this pool; without a name, every pool found that is not imported.
+    /// Only this pool, by its name or its id; without, every pool found that is not imported. Of several with one name that are
+    /// whole, none is imported by it.
     #[serde(default)]
     pub name: Option<String>,
     /// Has no effect: there is nothing that it could override. Nothing keeps two machines from importing one pool at once.

@@ -164,7 +164,7 @@ pub enum Pool {
         /// no other one uses its devices.
         #[arg(long, short)]
         force: bool,
-        /// The pool.
+        /// The pool, by its name or, where several have that, by its id.
         #[arg(value_parser = pool_name)]
         name: Option<String>,
     },

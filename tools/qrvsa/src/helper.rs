@@ -91,14 +91,13 @@ fn mount(request: &Request) -> Result<(), ApiError> {
         // At boot the daemon has restored its mounts before fstab is read. What is there is what was asked for, but for the
         // options, which are those of the last time.
         if let Some(mount) = listed.as_ref().filter(|_| there) {
-            let change = UpdateMount { options: wanted.options };
-            return match client.update_mount(mount.id, &change) {
+            let change = UpdateMount { options: wanted.options.clone() };
+            match client.update_mount(mount.id, &change) {
                 // It has just ended: what comes next sees that.
-                Err(e) if e.kind == ErrorKind::NotFound => Err(error),
-                changed => changed.map(drop),
-            };
-        }
-        if there || begin.elapsed() > if listed.is_some() { ENDING } else { PATIENCE } {
+                Err(e) if e.kind == ErrorKind::NotFound && begin.elapsed() <= ENDING => {}
+                changed => return changed.map(drop),
+            }
+        } else if there || begin.elapsed() > if listed.is_some() { ENDING } else { PATIENCE } {
             return Err(error);
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -52,8 +52,7 @@ pub struct ImportRequest {
 pub struct ImportOutcome {
     /// Names of the pools imported.
     pub imported: Vec<String>,
-    /// Pools found that could not be imported, and why. With a name in the request only if another pool of that name was
-    /// imported; else the import fails.
+    /// Pools found that could not be imported, and why. Not with a name in the request: then the import fails.
     pub failed: Vec<(String, qrvsa_core::Error)>,
     /// Pools found that were left alone because their name belongs to another, and why.
     pub namesakes: Vec<(String, qrvsa_core::Error)>,

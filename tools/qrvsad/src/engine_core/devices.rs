@@ -130,21 +130,45 @@ pub struct Found {
     pub id: u128,
     /// Name.
     pub name: String,
-    /// Where its members are.
-    pub paths: Vec<PathBuf>,
+    /// Its members, as they were when they were found.
+    pub members: Vec<Seen>,
     columns: usize,
     created_ns: i64,
 }
 
+/// A member that was looked at.
+pub struct Seen {
+    path: PathBuf,
+    id: u128,
+    /// The newest state it knows of, if that could be read.
+    newest: Option<Uberblock>,
+}
+
 impl Found {
-    /// Devices that it needs and that were not found.
-    fn missing(&self) -> usize {
-        self.columns.saturating_sub(self.paths.len())
+    /// Its identity as people are shown it.
+    pub fn id_text(&self) -> String {
+        format!("{:032x}", self.id)
+    }
+
+    /// Whether devices for all columns were found.
+    pub fn is_whole(&self) -> bool {
+        self.members.iter().map(|member| member.id).collect::<BTreeSet<_>>().len() >= self.columns
     }
 }
 
-/// Looks at the paths and into the directories; nothing is locked or written. Pools that are there as a whole come first, then
-/// those made last: of several with one name, the others are what is left of earlier ones.
+/// The pools of a name among those found, the one made last first: which one the name means, if that is plain. One is plain,
+/// and one that is whole while what was made before it is not: that is left of earlier ones.
+pub fn meant<'a>(found: &[&'a Found]) -> Option<&'a Found> {
+    match found {
+        [] => None,
+        [first, others @ ..] => {
+            let plain = others.is_empty() || (first.is_whole() && !others.iter().any(|other| other.is_whole()));
+            plain.then_some(*first)
+        }
+    }
+}
+
+/// Looks at the paths and into the directories; nothing is locked or written. The pools made last come first.
 pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Vec<Found> {
     let mut all: BTreeSet<PathBuf> = paths.iter().map(|p| absolute(p)).collect();
     for dir in search {
@@ -161,15 +185,16 @@ pub fn find_members(paths: &[PathBuf], search: &[PathBuf]) -> Vec<Found> {
             let of_pool = found.entry(label.pool_id).or_insert_with(|| Found {
                 id: label.pool_id,
                 name: label.pool_name,
-                paths: Vec::new(),
+                members: Vec::new(),
                 columns: usize::from(label.data) + usize::from(label.parity),
                 created_ns: label.created_ns,
             });
-            of_pool.paths.push(path);
+            let newest = Candidate::new(device).ok().and_then(|c| c.uberblocks.into_iter().next());
+            of_pool.members.push(Seen { path, id: label.device_id, newest });
         }
     }
     let mut found: Vec<Found> = found.into_values().collect();
-    found.sort_by_key(|pool| (pool.missing(), Reverse(pool.created_ns)));
+    found.sort_by_key(|pool| Reverse(pool.created_ns));
     found
 }
 
@@ -186,10 +211,8 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    fn new(path: &Path, error: Error, seen: Option<Candidate>) -> LeftOut {
-        let id = seen.as_ref().map(|c| c.label.device_id);
-        let newest = seen.and_then(|c| c.uberblocks.into_iter().next());
-        LeftOut { path: path.to_owned(), id, error, newest }
+    fn new(seen: &Seen, error: Error) -> LeftOut {
+        LeftOut { path: seen.path.clone(), id: Some(seen.id), error, newest: seen.newest.clone() }
     }
 }
 
@@ -199,17 +222,14 @@ impl LeftOut {
 /// `Busy` when somebody else uses one: then it is likely that the pool is imported. The first error when none can be used.
 pub fn open_members(pool: &Found) -> Result<(Vec<Candidate>, Vec<LeftOut>)> {
     let (mut members, mut left_out) = (Vec::new(), Vec::new());
-    for path in &pool.paths {
-        match open_existing(path).map(Candidate::new) {
+    for seen in &pool.members {
+        match open_existing(&seen.path).map(Candidate::new) {
             Ok(Ok(member)) => members.push(member),
-            Ok(Err(e)) => left_out.push(LeftOut::new(path, e, None)),
+            Ok(Err(e)) => left_out.push(LeftOut::new(seen, e)),
             Err(e) if e.kind() == ErrorKind::Busy => {
                 fail!(Busy, "a device of pool '{}' is in use by another program (another qrvsad?): {e}", pool.name)
             }
-            Err(e) => {
-                let look = OpenOptions { create_size: None, exclusive: false, read_only: true };
-                left_out.push(LeftOut::new(path, e, open_any(path, look).and_then(Candidate::new).ok()));
-            }
+            Err(e) => left_out.push(LeftOut::new(seen, e)),
         }
     }
     for out in &left_out {
@@ -221,23 +241,19 @@ pub fn open_members(pool: &Found) -> Result<(Vec<Candidate>, Vec<LeftOut>)> {
     Ok((members, left_out))
 }
 
-/// Refuses to go back to an older state while a newer one is seen: on a member that is left out, and that went on without any
-/// of those that can be used. (One group ahead of a member that took part says nothing: that commit had not ended.)
+/// Refuses to go back to an older state while a member that is left out has a newer one, or may have: a commit that is through
+/// can have reached that member alone.
 ///
 /// # Errors
 /// `Degraded`.
 pub fn need_newest(pool: &str, members: &[Candidate], left_out: &[LeftOut]) -> Result<()> {
     let newest = members.iter().filter_map(|c| c.uberblocks.first()).map(|u| (u.generation, u.txg)).max();
-    let took_part = |u: &Uberblock, c: &Candidate| {
-        u.members.iter().any(|m| m.in_service() && m.device_id == c.label.device_id)
-            && c.uberblocks.first().is_some_and(|own| own.txg + 1 >= u.txg)
-    };
-    let ahead = |u: &Uberblock| Some((u.generation, u.txg)) > newest && !members.iter().any(|c| took_part(u, c));
-    if let Some(alone) = left_out.iter().find(|l| l.newest.as_ref().is_some_and(ahead)) {
+    let behind = |u: &Uberblock| Some((u.generation, u.txg)) <= newest;
+    if let Some(alone) = left_out.iter().find(|l| !l.newest.as_ref().is_some_and(behind)) {
         fail!(
             Degraded,
-            "the newest state of pool '{pool}' is on {}, which cannot be used ({}); see to that and import again, or take it \
-             away to go back to the state that the other devices have",
+            "the newest state of pool '{pool}' is or may be on {}, which cannot be used ({}); see to that and import again, or \
+             take it away to go back to the state that the other devices have",
             alone.path.display(),
             alone.error
         );
@@ -401,14 +417,19 @@ mod tests {
         assert_eq!((outcome.imported.len(), outcome.namesakes.len()), (1, 1), "{outcome:?}");
         assert_eq!(disks.engine.status("tank").unwrap().summary.id, new);
         disks.engine.export("tank").unwrap();
-        // one that cannot be imported does not keep the other
+        // when it is not whole, an older one does not quietly take its place: each has to be named by its id
         std::fs::remove_file(disks.path("e0")).unwrap();
-        std::fs::remove_file(disks.path("e1")).unwrap();
-        std::fs::remove_file(disks.path("e2")).unwrap();
-        let outcome = disks.import(Some("tank")).unwrap();
-        assert_eq!(outcome.imported, ["tank"]);
-        assert_eq!(disks.engine.status("tank").unwrap().summary.id, old);
-        disks.engine.export("tank").unwrap();
+        let error = disks.import(Some("tank")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists);
+        assert!(error.to_string().contains(&new) && error.to_string().contains(&old), "{error}");
+        for id in [&new, &old] {
+            let outcome = disks.import(Some(id)).unwrap();
+            assert_eq!((outcome.imported.as_slice(), outcome.namesakes.len()), (&["tank".to_owned()][..], 0));
+            assert_eq!(disks.engine.status("tank").unwrap().summary.id, *id);
+            disks.engine.export("tank").unwrap();
+        }
+        let outcome = disks.import(None).unwrap();
+        assert_eq!((outcome.imported.len(), outcome.failed.len()), (0, 1), "{outcome:?}");
         // what is remembered under the name is not mistaken for another
         let request = ImportRequest {
             search: vec![disks.dir.path().to_owned()],
@@ -420,6 +441,14 @@ mod tests {
         let error = disks.engine.import(&ImportRequest { name: Some("tank".into()), ..request }).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("another pool of that name"), "{error}");
+        // but by its id, it is
+        let request = ImportRequest {
+            search: vec![disks.dir.path().to_owned()],
+            name: Some(old.clone()),
+            known: [("tank".to_owned(), "00".to_owned())].into(),
+            ..ImportRequest::default()
+        };
+        assert_eq!(disks.engine.import(&request).unwrap().imported, ["tank"]);
     }
 
     #[test]

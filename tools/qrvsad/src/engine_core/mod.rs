@@ -156,33 +156,50 @@ impl Engine for CoreEngine {
             fail!(Exists, "pool '{name}' is imported already");
         }
         let mut outcome = ImportOutcome::default();
-        for found in devices::find_members(&request.devices, &request.search) {
-            let name = found.name.clone();
-            if request.name.as_ref().is_some_and(|n| *n != name)
-                || self.pools.read().values().any(|p| p.pool.id == found.id)
-            {
-                continue;
-            }
-            let id = format!("{:032x}", found.id);
-            if let Some(known) = request.id.as_ref().or_else(|| request.known.get(&name))
-                && *known != id
-            {
+        let all = devices::find_members(&request.devices, &request.search);
+        let is_wanted = |found: &&Found| {
+            request.name.as_ref().is_none_or(|name| *name == found.name || *name == found.id_text())
+                && !self.pools.read().values().any(|p| p.pool.id == found.id)
+        };
+        let by_id = |found: &Found| request.name.as_ref().is_some_and(|name| *name == found.id_text());
+        let mut by_name: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
+        for found in all.iter().filter(is_wanted) {
+            let (name, id) = (&found.name, found.id_text());
+            let known = request.id.as_ref().or_else(|| request.known.get(name).filter(|_| !by_id(found)));
+            let other = match known {
+                Some(known) if *known != id => format!(
+                    "another pool of that name is not imported while the one with id {known} is remembered; 'pool import {id}' \
+                     puts it in its place, with its mounts and LUNs"
+                ),
+                _ if self.pools.read().contains_key(name) => {
+                    format!("another pool named '{name}' is imported; export it before importing this one (id {id})")
+                }
+                _ => {
+                    by_name.entry(name).or_default().push(found);
+                    continue;
+                }
+            };
+            outcome.namesakes.push((name.clone(), Error::new(ErrorKind::Exists, other)));
+        }
+        for (name, pools) in by_name {
+            let Some(meant) = devices::meant(&pools) else {
+                let ids: Vec<String> = pools.iter().map(|pool| pool.id_text()).collect();
                 let text = format!(
-                    "another pool of that name (id {id}) is not imported while the one with id {known} is remembered; forget \
-                     that with 'pool export {name}' to import the other"
+                    "there are {} pools named '{name}', with ids {} (the one made last first); import one by its id: 'pool import ID'",
+                    ids.len(),
+                    ids.join(", ")
                 );
-                outcome.namesakes.push((name, Error::new(ErrorKind::Exists, text)));
+                outcome.failed.push((name.to_owned(), Error::new(ErrorKind::Exists, text)));
                 continue;
-            }
-            if self.pools.read().contains_key(&name) {
+            };
+            for other in pools.iter().filter(|pool| pool.id != meant.id) {
                 let text =
-                    format!("another pool named '{name}' is imported; export it before importing this one (id {id})");
-                outcome.namesakes.push((name, Error::new(ErrorKind::Exists, text)));
-                continue;
+                    format!("what is left of another pool named '{name}' (id {}) is not imported", other.id_text());
+                outcome.namesakes.push((name.to_owned(), Error::new(ErrorKind::Exists, text)));
             }
-            match self.import_found(&found) {
-                Ok(()) => outcome.imported.push(name),
-                Err(e) => outcome.failed.push((name, e)),
+            match self.import_found(meant) {
+                Ok(()) => outcome.imported.push(name.to_owned()),
+                Err(e) => outcome.failed.push((name.to_owned(), e)),
             }
         }
         let Some(name) = request.name.as_ref().filter(|_| outcome.imported.is_empty()) else { return Ok(outcome) };
@@ -191,7 +208,9 @@ impl Engine for CoreEngine {
             outcome.failed.iter().for_each(|(name, e)| tracing::error!("another pool named '{name}': {e}"));
             return Err(first);
         }
-        match outcome.namesakes.first() {
+        match outcome.namesakes.pop() {
+            // it was asked for by its id
+            Some((other_name, other)) if other_name != *name => Err(other),
             Some((_, other)) => fail!(NotFound, "no device of pool '{name}' was found; {other}"),
             None => fail!(
                 NotFound,
