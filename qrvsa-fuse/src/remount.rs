@@ -58,7 +58,11 @@ pub fn change(directory: &Path, before: &MountOptions, wanted: &MountOptions) ->
     if current_flags(&entry.mount_options, &entry.super_options) == wanted.flags() {
         return Ok(());
     }
-    set_flags(directory, wanted.flags())
+    match set_flags(directory, wanted.flags()) {
+        // Of a mount that the set-user-id helper made, which adds flags of its own; nothing else was asked for.
+        Err(e) if e.errno() == nix::errno::Errno::EPERM && before.flags() == wanted.flags() => Ok(()),
+        changed => changed,
+    }
 }
 
 /// Refuses what the kernel cannot change, or what the session is told at its beginning only.

@@ -18,7 +18,10 @@ class Lane:
     def __init__(self, command):
         # a session of its own: an interrupt from a terminal reaches the lanes through us, who waits for them; and a tree of mounts of
         # its own: whoever copies that holds mounts of his own lane only, and the numbers of a mount that went are not another's at once
-        command = ["unshare", "--mount", "--propagation", "private", *command]
+        # where it may have that
+        apart = ["unshare", "--mount", "--propagation", "private"]
+        if subprocess.run([*apart, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            command = [*apart, *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
                                         preexec_fn=lambda: proc.die_with_parent(signal.SIGTERM))
         self.kept = None

@@ -33,7 +33,7 @@ part() {
   printf '\n==== %s (after %d s)\n' "$1" $((SECONDS - begin))
   shift
   : > "$log"
-  setsid "$@" < /dev/null >> "$log" 2>&1 &
+  setsid setpriv --pdeathsig TERM -- "$@" < /dev/null >> "$log" 2>&1 &
   child=$!
   # tail is this shell's child, not the part's: the system tests end every child that is not theirs to keep
   tail -n +1 -s 0.2 -f --pid="$child" "$log" 2> /dev/null &

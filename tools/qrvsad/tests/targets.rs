@@ -341,6 +341,13 @@ fn a_medium_is_claimed_until_the_next() {
     assert_eq!(daemon.client().import(&ImportPools::default()).unwrap().imported.len(), 1);
     assert_eq!(lun(&daemon, 1).state, LunState::Online);
     assert!(take(&second).is_none());
+    // Nor has anything to happen here for it to serve again.
+    daemon.stop();
+    let busy = take(&second).unwrap();
+    daemon.restart();
+    assert_eq!(lun(&daemon, 1).state, LunState::Unavailable);
+    drop(busy);
+    eventually("it serves", || lun(&daemon, 1).state == LunState::Online);
     daemon.client().destroy_target(IQN, true).unwrap();
     eventually("the second is let go of", || take(&second).is_some());
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statfs::{FsType, fstatfs};
 use parking_lot::Mutex;
 use qrvsa_api::ApiError;
 use qrvsa_core::device::refuse_if_used;
@@ -172,6 +173,12 @@ fn take(path: &Path, id: Id, write: bool) -> Result<File> {
 
 /// Locks a file. `false`: somebody else has it.
 fn lock(file: &File, path: &Path, write: bool) -> bool {
+    // There a lock keeps out also who has the file open twice, as a unit does.
+    const CIFS: [FsType; 2] = [FsType(0xff53_4d42), FsType(0xfe53_4d42)];
+    if fstatfs(file).is_ok_and(|fs| CIFS.contains(&fs.filesystem_type())) {
+        tracing::warn!("{}: on this network filesystem other programs cannot be kept from it", path.display());
+        return true;
+    }
     match if write { file.try_lock() } else { file.try_lock_shared() } {
         Ok(()) => true,
         Err(TryLockError::WouldBlock) => false,

@@ -299,15 +299,29 @@ impl Targets {
     /// The same with what came of its storage.
     fn started(&self, iqn: &str, tid: u32, number: u64, lun: &Lun, opened: Result<Opened>) {
         let result = opened.and_then(|opened| self.place(tid, number, lun, opened, false));
+        // its user may leave without a word
+        if result.as_ref().is_err_and(|e| e.kind == ErrorKind::Busy) {
+            {
+                let mut units = self.busy_units.lock();
+                if !units.contains(&(tid, number)) {
+                    units.push_back((tid, number));
+                }
+            }
+            self.retry_later();
+        }
         let mut running = self.running.write();
         let Some(running) = running.get_mut(&tid) else { return };
         match result {
             Ok(()) => {
-                running.unavailable.remove(&number);
+                if running.unavailable.remove(&number).is_some() {
+                    tracing::info!("target {iqn} LUN {number} ({}) serves", lun.source);
+                }
             }
             Err(e) => {
-                tracing::error!("target {iqn} LUN {number} ({}) is unavailable: {e}", lun.source);
-                running.unavailable.insert(number, e.message);
+                let text = format!("target {iqn} LUN {number} ({}) is unavailable: {e}", lun.source);
+                if running.unavailable.insert(number, e.message.clone()) != Some(e.message) {
+                    tracing::error!("{text}");
+                }
                 // Initiators that knew it see that it is not ready, rather than that it is gone.
                 let shown = unit_config(lun, lun.options.block_bytes.unwrap_or(512)).map_err(|e| e.message);
                 if let Err(e) = shown.and_then(|config| running.units.add_unavailable(number, config)) {

@@ -13,6 +13,7 @@
 //!  below     such a file as storage
 //!  claims    other files and block devices as storage
 //!  portals   where initiators come in
+//!  retry     what could not be had, later
 //!  tgt       tgt's management protocol: requests, and the text of its answers
 //! ```
 //!
@@ -34,11 +35,12 @@ pub mod model;
 pub mod places;
 mod portals;
 mod report;
+mod retry;
 pub mod tgt;
 mod vhdx;
 mod volume;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,8 +82,10 @@ pub struct Targets {
     changing: Mutex<()>,
     running: RwLock<BTreeMap<u32, Running>>,
     portal_errors: Mutex<BTreeMap<SocketAddr, String>>,
-    /// Ends the thread that tries those portals again, while there is one.
-    portal_retry: Mutex<Option<Sender<()>>>,
+    /// Units that are unavailable because somebody else uses their storage: target and number.
+    busy_units: Mutex<VecDeque<(u32, u64)>>,
+    /// Ends the thread that tries those portals and units again, while there is one.
+    retry: Mutex<Option<Sender<()>>>,
     /// Claims on files and block devices outside of pools.
     files: claims::FileClaims,
     /// Where filesystems are mounted, or will be.
@@ -168,7 +172,8 @@ impl Targets {
             changing: Mutex::default(),
             running: RwLock::default(),
             portal_errors: Mutex::default(),
-            portal_retry: Mutex::default(),
+            busy_units: Mutex::default(),
+            retry: Mutex::default(),
             files: claims::FileClaims::default(),
             roots,
             remembered: Mutex::default(),
@@ -327,7 +332,7 @@ impl Targets {
     /// From now on nothing changes, and targets that are being brought back are left.
     pub fn begin_stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.portal_retry.lock().take();
+        self.retry.lock().take();
     }
 
     /// Ends all service: initiators are asked to log out, everything acknowledged is made durable, storage is closed. What is

@@ -3,16 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Weak;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 
 use super::model::{Model, Target};
 use super::{GROUP_TAG, Result, Targets, from_service};
-
-/// How often portals that cannot be had are tried again.
-const RETRY: Duration = Duration::from_secs(2);
 
 impl Targets {
     /// The portals of targets without portals of their own.
@@ -60,42 +53,7 @@ impl Targets {
                 }
             }
         }
-        self.retry_portals();
+        self.retry_later();
         Ok(())
-    }
-
-    /// Has a thread try portals again that could not be had, if there are any. It ends when there are none any more.
-    fn retry_portals(&self) {
-        let mut retry = self.portal_retry.lock();
-        if retry.is_some() || self.portal_errors.lock().is_empty() {
-            return;
-        }
-        let (sender, ended) = mpsc::channel();
-        let targets = Weak::clone(&self.me);
-        let rounds = move || {
-            while ended.recv_timeout(RETRY) == Err(RecvTimeoutError::Timeout)
-                && targets.upgrade().is_some_and(|targets| targets.try_portals_again())
-            {}
-        };
-        match std::thread::Builder::new().name("qrvsa-portals".to_owned()).spawn(rounds) {
-            Ok(_) => *retry = Some(sender),
-            Err(e) => tracing::error!("iSCSI: no thread to try portals again: {e}; the next change of targets does"),
-        }
-    }
-
-    /// One round. Returns whether there is to be another.
-    fn try_portals_again(&self) -> bool {
-        let Some(_changing) = self.changing.try_lock_for(RETRY) else { return true };
-        if self.stopped.load(Ordering::Acquire) {
-            return false;
-        }
-        if let Err(e) = self.apply_portals(&self.model(), false) {
-            tracing::error!("iSCSI: {e}");
-        }
-        let again = !self.portal_errors.lock().is_empty();
-        if !again {
-            self.portal_retry.lock().take();
-        }
-        again
     }
 }
