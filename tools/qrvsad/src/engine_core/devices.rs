@@ -452,6 +452,19 @@ mod tests {
     }
 
     #[test]
+    fn of_two_whole_pools_with_one_name_none_is_guessed() {
+        let disks = Disks::new("1+1", 2);
+        disks.engine.export("tank").unwrap();
+        disks.create("tank", "1+1", &["f0", "f1"].map(String::from));
+        disks.engine.export("tank").unwrap();
+        let error = disks.import(Some("tank")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists);
+        assert!(error.to_string().contains("2 pools named 'tank'"), "{error}");
+        let outcome = disks.import(None).unwrap();
+        assert_eq!((outcome.imported.len(), outcome.failed.len()), (0, 1), "{outcome:?}");
+    }
+
+    #[test]
     fn what_was_not_made_stays() {
         let disks = Disks::new("1+1", 2);
         let link = disks.path("link");
